@@ -1,0 +1,32 @@
+"""What happens to a latent between two network evaluations.
+
+Plain algebra on any device (`ddim`, `addim`, `inv_ddim`, `guide`, ...), the fused update of a whole wave (`hop`,
+`last_hop`) and seeded noise (`noise`).  The last three run as Triton kernels on a GPU and as plain PyTorch elsewhere.
+
+Notation: t in [0, 1] with 1 = noise, ``z_t = alpha_t * x + sigma_t * eps``, variance preserving, and the network
+predicts ``v = alpha_t * eps - sigma_t * x``; so ``x_hat = alpha_t z - sigma_t v`` and ``eps_hat = sigma_t z + alpha_t v``.
+Equation numbers are those of Multistep Consistency Models (Heek, Hoogeboom, Salimans; arXiv 2403.06807).
+
+transformers and diffusers probe for another package of this name: this file must import without Triton, must not raise
+and must not carry a version attribute.
+"""
+
+from kernels.gaussian import noise
+from kernels.prediction import clip_x, eps_from_v, guide, v_from_x_eps, x_from_v
+from kernels.rules import addim, ddim, inv_ddim
+from kernels.wave import Column, hop, last_hop
+
+__all__ = [
+    "Column",
+    "addim",
+    "clip_x",
+    "ddim",
+    "eps_from_v",
+    "guide",
+    "hop",
+    "inv_ddim",
+    "last_hop",
+    "noise",
+    "v_from_x_eps",
+    "x_from_v",
+]
