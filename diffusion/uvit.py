@@ -1,0 +1,300 @@
+"""UViT, the paper's network (simple diffusion; Multistep Consistency Models, appendix A.1).
+
+A U-Net whose levels are ResNet blocks at high resolution and transformer blocks at low resolution, with transformer
+blocks in the middle.  Conditioning is FiLM: in a ResNet block on the second norm, in a transformer block on the hidden
+layer of its MLP.  It predicts v and takes no step index, so teacher and students have the same interface,
+``f(z_t, logsnr_t, condition) -> v``.  Which details the paper leaves open, and how they were settled: docs/method.md.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+
+class Level(BaseModel):
+    """One resolution of the network: `blocks` blocks of one kind on the way down, and as many on the way up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["res", "transformer"]
+    """ResNet blocks with skip connections across the U, or transformer blocks without."""
+    channels: int = Field(gt=0)
+    """Width."""
+    blocks: int = Field(default=3, gt=0)
+    """Blocks each way; in the middle, blocks in all."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout inside each block, as a fraction."""
+
+
+class UViTConfig(BaseModel):
+    """Everything needed to build a UViT; it is stored in the family and alone rebuilds the network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resolution: int = Field(gt=0)
+    """Height and width of the latent, in pixels."""
+    channels: int = Field(default=3, gt=0)
+    """Channels of the latent."""
+    patch: int = Field(default=1, gt=0)
+    """Space-to-depth factor at the input; 1 is the paper's network, 2 quarters the cost of the first level."""
+    levels: tuple[Level, ...] = Field(min_length=1)
+    """Levels from fine to coarse; each ends in a 2x2 average pool."""
+    mid: Level
+    """The blocks between down and up (transformer)."""
+    embedding: int = Field(default=1024, gt=0)
+    """Width of the conditioning embedding; the same in the paper's small and large networks."""
+    head_dim: int = Field(default=128, gt=0)
+    """Width of one attention head."""
+    slots: tuple[int, ...] = ()
+    """Number of values of each conditioning slot (one slot of 1,000 classes for ImageNet); value 0 means none."""
+    norm: Literal["group", "layer"] = "group"
+    """Norm of the ResNet blocks: GroupNorm of 32 groups (the paper's lineage) or LayerNorm over channels (faster on a CPU)."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "UViTConfig":
+        down = self.patch * 2 ** len(self.levels)
+        if self.resolution % down:
+            raise ValueError(f"resolution {self.resolution} is not a multiple of patch * 2^levels = {down}")
+        if self.mid.kind != "transformer":
+            raise ValueError("mid must be a transformer level")
+        for level in (*self.levels, self.mid):
+            if level.kind == "transformer" and level.channels % self.head_dim:
+                raise ValueError(f"a transformer level's channels ({level.channels}) must be a multiple of head_dim {self.head_dim}")
+            if level.kind == "res" and self.norm == "group" and level.channels % 32:
+                raise ValueError(f"with norm 'group' a res level's channels ({level.channels}) must be a multiple of 32")
+        return self
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel, for (B, C, H, W); a view and no copy when memory is channels-last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _image_norm(kind: str, channels: int) -> nn.Module:
+    return nn.GroupNorm(32, channels, eps=1e-6) if kind == "group" else ChannelNorm(channels, eps=1e-6)
+
+
+def _zeroed(module: nn.Linear | nn.Conv2d) -> nn.Module:
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class ResBlock(nn.Module):
+    """norm (+ normed skip, over sqrt 2), SiLU, conv, FiLM-ed norm, SiLU, dropout, zero-initialised conv; residual."""
+
+    def __init__(self, channels: int, *, embedding: int, dropout: float, norm: str, takes_skip: bool):
+        super().__init__()
+        self.norm = _image_norm(norm, channels)
+        self.norm_skip = _image_norm(norm, channels) if takes_skip else None
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * channels)
+        self.norm_out = _image_norm(norm, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x, skip: (B, C, H, W); embedding: (B, E), already through SiLU."""
+        h = self.norm(x)
+        if self.norm_skip is not None and skip is not None:
+            h = (h + self.norm_skip(skip)) * math.sqrt(0.5)
+        h = self.conv(F.silu(h))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm_out(h) * (1 + scale) + shift
+        return x + self.conv_out(self.dropout(F.silu(h)))
+
+
+class TransformerBlock(nn.Module):
+    """An MLP whose hidden layer is FiLM-ed, then self-attention with normed queries and keys; both residual, zero at first."""
+
+    def __init__(self, channels: int, *, embedding: int, dropout: float, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm_mlp = nn.LayerNorm(channels, eps=1e-6, bias=False)
+        self.hidden = nn.Linear(channels, 4 * channels)
+        self.film = nn.Linear(embedding, 8 * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.mlp_out = _zeroed(nn.Linear(4 * channels, channels))
+        self.norm_attention = nn.LayerNorm(channels, eps=1e-6, bias=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.norm_q = nn.LayerNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.LayerNorm(head_dim, eps=1e-6)
+        self.attention_out = _zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x: tokens (B, N, C); embedding: (B, E), already through SiLU."""
+        scale, shift = self.film(embedding)[:, None].chunk(2, dim=-1)
+        h = F.silu(self.hidden(self.norm_mlp(x)))
+        x = x + self.mlp_out(self.dropout(h * (1 + scale) + shift))
+        return x + self.attention_out(self._attend(self.norm_attention(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if x.is_cuda:
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:  # at a few hundred tokens the CPU's flash kernel is slower than the plain formula, above all backwards
+            h = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, dim=-1) @ v
+        return h.transpose(1, 2).reshape(batch, tokens, channels)
+
+
+def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn.ModuleList:
+    def block() -> nn.Module:
+        if level.kind == "res":
+            return ResBlock(level.channels, embedding=config.embedding, dropout=level.dropout, norm=config.norm, takes_skip=takes_skip)
+        return TransformerBlock(level.channels, embedding=config.embedding, dropout=level.dropout, head_dim=config.head_dim)
+
+    return nn.ModuleList(block() for _ in range(level.blocks))
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W, C); a view when memory is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, H*W, C) -> (B, C, H, W) in channels-last memory."""
+    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _upsample(x: Tensor) -> Tensor:
+    """Nearest neighbour by 2.  Not F.interpolate: compiled under CPU autocast its gradient is silently zero (torch 2.13)."""
+    batch, channels, height, width = x.shape
+    wide = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(batch, channels, 2 * height, 2 * width)
+    return wide.contiguous(memory_format=torch.channels_last)
+
+
+class UViT(nn.Module):
+    """The network.  v = UViT(z_t, logsnr_t, condition); build under ``torch.device("meta")`` to count without memory."""
+
+    def __init__(self, config: UViTConfig):
+        super().__init__()
+        self.config = config
+        levels, mid, width = config.levels, config.mid, config.embedding
+        below = [level.channels for level in levels[1:]] + [mid.channels]
+        pixels = config.channels * config.patch**2
+        tokens = (config.resolution // config.patch // 2 ** len(levels)) ** 2
+
+        self.time_in = nn.Linear(levels[0].channels, width)
+        self.time_out = nn.Linear(width, width)
+        self.slots = nn.ModuleList(nn.Embedding(values + 1, width) for values in config.slots)
+        self.conv_in = nn.Conv2d(pixels, levels[0].channels, 3, padding=1)
+        self.down = nn.ModuleList(_blocks(level, config) for level in levels)
+        self.narrow = nn.ModuleList(nn.Conv2d(level.channels, wider, 1) for level, wider in zip(levels, below, strict=True))
+        self.position = nn.Parameter(torch.empty(tokens, mid.channels))
+        self.mid = _blocks(mid, config)
+        self.widen = nn.ModuleList(nn.Conv2d(wider, level.channels, 1) for level, wider in zip(levels, below, strict=True))
+        self.up = nn.ModuleList(_blocks(level, config, takes_skip=level.kind == "res") for level in levels)
+        self.norm_out = _image_norm(config.norm, levels[0].channels)
+        self.conv_out = _zeroed(nn.Conv2d(levels[0].channels, pixels, 3, padding=1))
+
+        nn.init.normal_(self.position, std=0.01)
+        for table in self.slots:
+            nn.init.normal_(table.weight, std=width**-0.5)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Predict v.
+
+        z_t: (B, C, H, W); logsnr_t: (B,); condition: (B, slots) int64, one value of each slot, 0 = none; None only for a
+        network without slots.  Returns v, (B, C, H, W), in the dtype autocast or the weights give.  Raises ValueError
+        when the condition does not fit the slots.
+        """
+        embedding = self.embed(logsnr_t, condition)
+        h = F.pixel_unshuffle(z_t, self.config.patch) if self.config.patch > 1 else z_t
+        h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
+        skips: list[Tensor] = []
+        for level, blocks, narrow in zip(self.config.levels, self.down, self.narrow, strict=True):
+            h = self._level(h, level, blocks, embedding, skips, down=True)
+            h = narrow(F.avg_pool2d(h, 2))
+        tokens = _tokens(h) + self.position
+        for block in self.mid:
+            tokens = block(tokens, embedding)
+        h = _image(tokens, *h.shape[2:])
+        for level, blocks, widen in reversed(list(zip(self.config.levels, self.up, self.widen, strict=True))):
+            h = self._level(_upsample(widen(h)), level, blocks, embedding, skips, down=False)
+        v = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(v, self.config.patch) if self.config.patch > 1 else v
+
+    @staticmethod
+    def _level(h: Tensor, level: Level, blocks: nn.Module, embedding: Tensor, skips: list[Tensor], *, down: bool) -> Tensor:
+        if level.kind == "transformer":
+            size = h.shape[2:]
+            h = _tokens(h)
+            for block in blocks.children():
+                h = block(h, embedding)
+            return _image(h, *size)
+        for block in blocks.children():
+            h = block(h, embedding) if down else block(h, embedding, skips.pop())
+            if down:
+                skips.append(h)
+        return h
+
+    def embed(self, logsnr_t: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the conditioning embedding (B, E), through SiLU: a sinusoid of the cosine-schedule time plus the slots' tables."""
+        columns = 0 if condition is None else condition.shape[1]
+        if columns != len(self.slots):
+            raise ValueError(f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}")
+        # inverse cosine schedule: logsnr -> (0, 1), so that one embedding serves every shifted or interpolated schedule
+        time = torch.atan(torch.exp(-0.5 * logsnr_t.float().clamp(-20.0, 20.0))) / (0.5 * math.pi)
+        half = self.time_in.in_features // 2
+        rates = torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / (half - 1)))
+        angles = 1000.0 * time[:, None] * rates
+        wave = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.time_in.weight.dtype)
+        embedding = self.time_out(F.silu(self.time_in(wave)))
+        for column, table in enumerate(self.slots):
+            assert condition is not None
+            embedding = embedding + table(condition[:, column])
+        return F.silu(embedding)
+
+
+def _imagenet(*, resolution: int, width: int, dropout: float, everywhere: bool) -> UViTConfig:
+    """The paper's A.1: `width` 1 is small, 2 is large; `everywhere` drops out in all blocks it names, not only the middle."""
+    outer = dropout if everywhere else 0.0
+    levels = (
+        # at 128 pixels the large model drops out in the ResNet blocks at 64x64 too, at 64 pixels in transformers alone
+        Level(kind="res", channels=256 * width, dropout=outer if resolution == 128 else 0.0),
+        Level(kind="transformer", channels=512 * width, dropout=outer),
+    )
+    if resolution == 128:
+        levels = (Level(kind="res", channels=128 * width), *levels)
+    mid = Level(kind="transformer", channels=1024 * width, blocks=16, dropout=dropout)
+    return UViTConfig(resolution=resolution, levels=levels, mid=mid, slots=(1000,))
+
+
+PRESETS: dict[str, UViTConfig] = {
+    "imagenet64-small": _imagenet(resolution=64, width=1, dropout=0.2, everywhere=False),
+    "imagenet64-large": _imagenet(resolution=64, width=2, dropout=0.1, everywhere=True),
+    "imagenet128-small": _imagenet(resolution=128, width=1, dropout=0.1, everywhere=False),
+    "imagenet128-large": _imagenet(resolution=128, width=2, dropout=0.1, everywhere=True),
+    # for the bundled 32x32 family: about 3.4 M parameters, made for a CPU
+    "small32": UViTConfig(
+        resolution=32,
+        patch=2,
+        levels=(Level(kind="res", channels=64, blocks=2),),
+        mid=Level(kind="transformer", channels=192, blocks=4),
+        embedding=256,
+        head_dim=64,
+        norm="layer",
+    ),
+    # for 8x8 digits and tests: seconds on a CPU
+    "tiny8": UViTConfig(
+        resolution=8,
+        channels=1,
+        levels=(Level(kind="res", channels=32, blocks=2),),
+        mid=Level(kind="transformer", channels=128, blocks=2),
+        embedding=128,
+        head_dim=64,
+        norm="layer",
+    ),
+}
+"""The paper's four networks (parameter counts 394,130,435; 1,243,353,091; 397,407,235; 1,253,576,707) and small ones
+whose slots are filled in by the data."""

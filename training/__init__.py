@@ -1,0 +1,1 @@
+"""From data to a measured family: data, the objective, the training loop, distillation, evaluation."""

@@ -1,0 +1,127 @@
+"""The procedural captioned set: one coloured shape on a plain background, drawn on demand, so it never ends.
+
+An image is a pure function of (seed, index).  Some combinations of shape, colour and background are never drawn for
+training, so that obedience to prompts never seen can be measured.
+"""
+
+import math
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+
+from diffusion.condition import PromptConditioning
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moon", "diamond", "drop")
+COLOURS = {
+    "red": (222, 45, 50),
+    "orange": (245, 134, 32),
+    "yellow": (250, 205, 40),
+    "green": (46, 160, 67),
+    "teal": (16, 150, 160),
+    "blue": (45, 95, 205),
+    "purple": (130, 60, 180),
+    "pink": (238, 110, 165),
+    "brown": (125, 78, 45),
+    "black": (35, 35, 42),
+}
+BACKGROUNDS = {
+    "mint": (205, 240, 218),
+    "cream": (252, 240, 212),
+    "sky": (205, 228, 250),
+    "lilac": (230, 215, 246),
+    "silver": (196, 198, 204),
+    "snow": (252, 252, 252),
+}
+CONDITIONING = PromptConditioning(
+    template="a {colour} {shape} on {background}",
+    slots={"colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)},
+)
+_SUPERSAMPLE = 4
+
+
+def is_held_out(condition: tuple[int, int, int]) -> bool:
+    """Tell whether a (colour, shape, background) value triple, each from 1, is kept out of training: 60 of the 600.
+
+    A Latin-square rule: every colour, shape and background, and every pair of them but few, is still seen in training.
+    """
+    colour, shape, background = condition
+    return (colour + 3 * shape + 5 * background) % 10 == 0
+
+
+def draw_condition(rng: Generator, *, held_out: bool = False) -> tuple[int, int, int]:
+    """Draw a (colour, shape, background) triple uniformly from those seen in training, or from those held out."""
+    while True:
+        condition = tuple(int(rng.integers(1, size + 1)) for size in CONDITIONING.sizes)
+        if is_held_out(condition) == held_out:
+            return condition
+
+
+def draw_image(rng: Generator, condition: tuple[int, int, int], resolution: int) -> np.ndarray:
+    """Draw one picture: uint8 (resolution, resolution, 3).  Place, size and tilt come from `rng`."""
+    colour, shape, background = condition
+    fill = tuple(COLOURS.values())[colour - 1]
+    ground = tuple(BACKGROUNDS.values())[background - 1]
+    edge = tuple(int(0.6 * channel) for channel in fill)
+    side = resolution * _SUPERSAMPLE
+    centre = side * (0.5 + rng.uniform(-0.06, 0.06, size=2))
+    radius = side * rng.uniform(0.29, 0.40)
+    tilt = rng.uniform(-0.25, 0.25)
+    turn = radius * np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
+    image = Image.new("RGB", (side, side), ground)
+    pen = ImageDraw.Draw(image)
+    for points, paint in zip(OUTLINES[SHAPES[shape - 1]], (fill, ground), strict=False):
+        corners = [tuple(corner) for corner in centre + points @ turn.T]
+        pen.polygon(corners, fill=paint, outline=edge, width=round(0.028 * side))
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BOX))
+
+
+def _polar(angles: np.ndarray, radius: np.ndarray | float = 1.0) -> np.ndarray:
+    """Points (K, 2) at angles in radians, 0 = up, clockwise; y points down as in images."""
+    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
+
+
+def _regular(corners: int) -> np.ndarray:
+    return _polar(2 * math.pi * np.arange(corners) / corners)
+
+
+def _heart() -> np.ndarray:
+    a = np.linspace(0, 2 * math.pi, 60, endpoint=False)
+    y = 13 * np.cos(a) - 5 * np.cos(2 * a) - 2 * np.cos(3 * a) - np.cos(4 * a)
+    return np.stack([16 * np.sin(a) ** 3, -y - 2.5], axis=1) / 15.5
+
+
+def _moon() -> np.ndarray:
+    outer = _polar(np.linspace(0.5 * math.pi, 2.0 * math.pi, 50))
+    start, end = outer[0], outer[-1]
+    bite = 0.5 * (start + end)
+    reach = np.linalg.norm(start - end) / 2
+    towards = np.arctan2(start[0] - bite[0], -(start[1] - bite[1]))
+    inner = bite + _polar(np.linspace(towards, towards - math.pi, 40) + math.pi, reach)
+    return np.concatenate([outer, inner]) + np.array([0.12, 0.0])
+
+
+def _drop() -> np.ndarray:
+    a = np.linspace(-0.66 * math.pi, 0.66 * math.pi, 40) + math.pi
+    return np.concatenate([_polar(np.zeros(1), 1.1), 0.68 * _polar(a) + np.array([0.0, 0.38])])
+
+
+_ARM = 0.36
+OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
+    "circle": (_regular(64),),
+    "square": (0.88 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]),),
+    "triangle": (1.12 * _regular(3) + np.array([0.0, 0.22]),),
+    "star": (1.1 * _polar(math.pi * np.arange(10) / 5, np.tile([1.0, 0.42], 5)),),
+    "heart": (_heart(),),
+    "ring": (_regular(64), 0.52 * _regular(48)),
+    "cross": (
+        np.array(
+            [[-_ARM, -1], [_ARM, -1], [_ARM, -_ARM], [1, -_ARM], [1, _ARM], [_ARM, _ARM]]
+            + [[_ARM, 1], [-_ARM, 1], [-_ARM, _ARM], [-1, _ARM], [-1, -_ARM], [-_ARM, -_ARM]]
+        ),
+    ),
+    "moon": (_moon(),),
+    "diamond": (np.array([[0, -1.12], [0.7, 0], [0, 1.12], [-0.7, 0]]),),
+    "drop": (_drop(),),
+}
+"""Outline of each shape in units of its radius, x right and y down; a second outline is a hole."""

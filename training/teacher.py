@@ -1,0 +1,74 @@
+"""`stepdial train`: data -> diffusion teacher -> a new family."""
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffusion.schedule import CosineSchedule
+from diffusion.uvit import PRESETS, UViT, UViTConfig
+from training.datasets import DataError, DataSet
+from training.objective import Network, diffusion_loss
+from training.trainer import Run, Schedule
+
+
+class TeacherSettings(Schedule):
+    """What defines a teacher's training besides its data."""
+
+    preset: str = "small32"
+    """Network preset of diffusion/uvit.py; its slots are filled in from the data."""
+    resolution: int = Field(default=32, ge=4)
+    """Height and width of the images, in pixels; must be the preset's."""
+    noise_resolution: int | None = None
+    """Noise resolution of the cosine schedule; by default the resolution, which is the unshifted schedule."""
+    drop_condition: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of images whose whole condition is hidden, so that guidance has an unconditional network to leave from."""
+    drop_slot: float = Field(default=0.05, ge=0, le=1)
+    """Fraction at which each slot of the others is hidden, so that a prompt may leave a word open."""
+
+    def noise_schedule(self) -> CosineSchedule:
+        """Return the cosine schedule of the family."""
+        return CosineSchedule(image_resolution=self.resolution, noise_resolution=self.noise_resolution or self.resolution)
+
+    def network(self, data: DataSet) -> UViTConfig:
+        """Return the preset fitted to the data.  Raises DataError when resolution or channels do not fit."""
+        if self.preset not in PRESETS:
+            raise DataError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        preset = PRESETS[self.preset]
+        if (preset.resolution, preset.channels) != (data.resolution, data.channels):
+            raise DataError(
+                f"preset {self.preset!r} is for {preset.resolution}x{preset.resolution} images of {preset.channels} channels, "
+                f"the data has {data.resolution}x{data.resolution} of {data.channels}"
+            )
+        return preset.model_copy(update={"slots": data.conditioning.sizes})
+
+
+def new_teacher_run(settings: TeacherSettings, data: DataSet, folder: Path, device: torch.device) -> Run:
+    """Build the network from the settings' seed and return its run, at iteration 0."""
+    torch.manual_seed(settings.seed)
+    network = UViT(settings.network(data)).to(device)
+    recorded = {"data": data.name, "conditioning": data.conditioning.model_dump(mode="json"), **settings.model_dump(mode="json")}
+    return Run(network, settings, folder, settings=recorded)
+
+
+def teacher_loss(settings: TeacherSettings, network: nn.Module, x: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
+    """Return each image's diffusion loss (B,), parts of the condition hidden at the settings' rates."""
+    hidden = hide(condition, whole=settings.drop_condition, each=settings.drop_slot, generator=generator)
+    return diffusion_loss(in_precision(network, settings.precision), settings.noise_schedule(), x, hidden, generator)
+
+
+def hide(condition: Tensor, *, whole: float, each: float, generator: torch.Generator) -> Tensor:
+    """Return the condition (B, slots) with all slots set to 0 (none) at rate `whole`, and each one at rate `each`."""
+    draw = torch.rand(len(condition), condition.shape[1] + 1, generator=generator, device=condition.device)
+    return torch.where((draw[:, :1] < whole) | (draw[:, 1:] < each), 0, condition)
+
+
+def in_precision(network: nn.Module, precision: str) -> Network:
+    """Return the network as a function computed under autocast ("bf16") or as it is ("fp32")."""
+
+    def call(z_t: Tensor, logsnr_t: Tensor, condition: Tensor) -> Tensor:
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return network(z_t, logsnr_t, condition)
+
+    return call

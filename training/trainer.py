@@ -1,0 +1,218 @@
+"""The training loop: one loss, AdamW, EMA, and a checkpoint from which a run goes on exactly as if never interrupted.
+
+Everything random is a function of (seed, iteration) and data is a function of (seed, position), so a checkpoint holds
+no generator state: weights, EMA, optimiser moments and the iteration are all there is.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.datasets import DataSet
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message names the iteration and the cause."""
+
+
+class Schedule(BaseModel):
+    """How long and how fast to train."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    iterations: int = Field(default=20_000, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(default=32, ge=1)
+    """Images per step."""
+    lr: float = Field(default=6e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup: int = Field(default=150, ge=0)
+    """Iterations of linear warm-up."""
+    decay_from: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of the iterations after which the rate falls linearly to 0; 1 keeps it constant."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the exponential moving average that is evaluated and shipped; warmed up as (1 + i) / (10 + i)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, data order, times, noise and dropout."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Network arithmetic (autocast); targets and losses are always float32 or better."""
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration."""
+        warm = min(1.0, (iteration + 1) / max(1, self.warmup))
+        start = self.decay_from * self.iterations
+        left = 1.0 if iteration < start else (self.iterations - iteration) / max(1.0, self.iterations - start)
+        return self.lr * warm * left
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, int, torch.Generator], Tensor]
+"""(network, x, condition, iteration, generator) -> loss of each sample (B,)."""
+
+
+class Run:
+    """A network in training: the network, its EMA, its optimiser, and how far they have come."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule, folder: Path, *, settings: dict):
+        """folder holds the checkpoint, the log and the sample grids; settings is what must not change over a resume."""
+        self.network, self.schedule, self.folder, self.settings = network, schedule, folder, settings
+        self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+        self.iteration = 0
+        self.seconds = 0.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint file: safetensors, nothing pickled."""
+        return self.folder / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Write the checkpoint: to a temporary name, then renamed."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        about = {"iteration": self.iteration, "seconds": self.seconds, "settings": self.settings}
+        temporary = self.checkpoint.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"run": json.dumps(about)})
+        os.replace(temporary, self.checkpoint)
+
+    def resume(self) -> bool:
+        """Load the checkpoint if there is one and tell so.  Raises TrainingError if it was made with other settings."""
+        if not self.checkpoint.exists():
+            return False
+        with safe_open(self.checkpoint, framework="pt") as file:
+            about = json.loads(file.metadata()["run"])
+            if about["settings"] != json.loads(json.dumps(self.settings)):
+                changed = [key for key in self.settings if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))]
+                raise TrainingError(
+                    f"{self.folder.name} holds a run with other settings ({', '.join(changed)}); "
+                    "give the same ones to resume it, or remove the folder to start anew"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        self.network.load_state_dict(_under("network.", tensors))
+        for name, value in _under("ema.", tensors).items():
+            self.ema[name].copy_(value)
+        state = self.optimizer.state_dict()
+        for key, value in _under("optimizer.", tensors).items():
+            index, _, name = key.partition(".")
+            state["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(state)
+        self.iteration, self.seconds = about["iteration"], about["seconds"]
+        return True
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Lend the network with its EMA weights, in evaluation mode, then put the trained ones back."""
+        trained = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.ema)
+        self.network.eval()
+        try:
+            yield self.network
+        finally:
+            self.network.load_state_dict(trained)
+            self.network.train()
+
+    def step(self, data: DataSet, loss: Loss) -> float:
+        """Take one optimiser step and return the mean loss.  Raises TrainingError when loss or gradient is not finite."""
+        schedule, iteration = self.schedule, self.iteration
+        device = next(self.network.parameters()).device
+        x, condition = (part.to(device) for part in data.batch(iteration * schedule.batch, schedule.batch, seed=schedule.seed))
+        torch.manual_seed(mixed_seed(schedule.seed, iteration))  # dropout
+        generator = torch.Generator(device).manual_seed(mixed_seed(schedule.seed + 1, iteration))
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.rate(iteration)
+        mean = loss(self.network, x, condition, iteration, generator).mean()
+        mean.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), schedule.clip)
+        if not torch.isfinite(norm + mean):
+            raise TrainingError(f"iteration {iteration}: loss {mean.item():g}, gradient norm {norm.item():g}; lower the learning rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(schedule.ema, (1 + iteration) / (10 + iteration))
+        current = self.network.state_dict()
+        torch._foreach_lerp_(list(self.ema.values()), [current[name] for name in self.ema], 1 - decay)
+        self.iteration += 1
+        return mean.item()
+
+
+def fit(
+    run: Run, data: DataSet, loss: Loss, *, draw: Callable[[nn.Module, Path], None] | None = None, save_seconds: float = 120, grids: int = 8
+) -> None:
+    """Train to the end of the schedule, from the checkpoint where there is one.
+
+    Every save_seconds and on SIGTERM or Ctrl-C the checkpoint is written; `draw(network, file)` writes a sample grid
+    about `grids` times a run; log.jsonl gets loss and images/s.  Raises KeyboardInterrupt after an interrupted run is saved.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.resume()
+    run.network.train()
+    schedule = run.schedule
+    every = max(1, schedule.iterations // grids)
+    losses: list[float] = []
+    saved = time.monotonic()
+    bar = tqdm(total=schedule.iterations * schedule.batch, initial=run.iteration * schedule.batch, unit="img", desc=run.folder.name, mininterval=1)
+    with _interruptible() as interrupted, bar, (run.folder / "log.jsonl").open("a") as log:
+        while run.iteration < schedule.iterations and not interrupted():
+            began = time.monotonic()
+            losses.append(run.step(data, loss))
+            run.seconds += time.monotonic() - began
+            bar.update(schedule.batch)
+            if run.iteration % 50 == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+                line = {"iteration": run.iteration, "images": run.iteration * schedule.batch, "loss": mean, "seconds": round(run.seconds, 1)}
+                print(json.dumps(line), file=log, flush=True)
+            if draw and run.iteration % every == 0:
+                with run.averaged() as network:
+                    draw(network, run.folder / f"samples-{run.iteration:07d}.png")
+            if time.monotonic() - saved > save_seconds:
+                run.save()
+                saved = time.monotonic()
+        run.save()
+        if run.iteration < schedule.iterations:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT into a flag that the loop reads between iterations."""
+    stop = False
+
+    def remember(*_: object) -> None:
+        nonlocal stop
+        stop = True
+
+    old = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def mixed_seed(seed: int, iteration: int) -> int:
+    """Return a well-spread 63-bit seed for one iteration of one seed's run (splitmix64's finaliser)."""
+    x = (seed * 0x9E3779B97F4A7C15 + iteration + 1) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return (x ^ (x >> 31)) >> 1
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
