@@ -4,7 +4,8 @@ Plain algebra on any device (`ddim`, `addim`, `inv_ddim`, `guide`, ...), the fus
 `last_hop`) and seeded noise (`noise`).  The last three run as Triton kernels on a GPU and as plain PyTorch elsewhere.
 
 Notation: t in [0, 1] with 1 = noise, ``z_t = alpha_t * x + sigma_t * eps``, variance preserving, and the network
-predicts ``v = alpha_t * eps - sigma_t * x``; so ``x_hat = alpha_t z - sigma_t v`` and ``eps_hat = sigma_t z + alpha_t v``.
+predicts ``v = alpha_t * eps - sigma_t * x``, so that ``x_hat = alpha_t * z_t - sigma_t * v`` and
+``eps_hat = sigma_t * z_t + alpha_t * v``.
 Equation numbers are those of Multistep Consistency Models (Heek, Hoogeboom, Salimans; arXiv 2403.06807).
 
 transformers and diffusers probe for another package of this name: this file must import without Triton, must not raise

@@ -31,8 +31,9 @@ def noise(
         radius = sqrt(-2 ln((a + 1/2) / 2^32)),   (radius cos, radius sin)(2 pi (b + 1/2) / 2^32).
 
     ln, cos and sin are the series written out in this file, of relative error below 1e-11, made of additions,
-    multiplications, divisions and a square root alone, each correctly rounded by IEEE 754 and none fused.  So the bits are
-    the same on every device that keeps to IEEE 754 in float64, not merely close.  Values lie within +-6.77.
+    multiplications, divisions and a square root alone, each correctly rounded by IEEE 754 and none fused.  So the
+    bits, not merely the values, are the same on every device that keeps to IEEE 754 in float64.  (A library's log and
+    cos differ between devices in the last bit.)  Values lie within +-6.77.
     The noise of a smaller shape is the beginning of that of a larger one.
 
     seeds: int64 (B,), each any 64-bit pattern (as numbers: -2^63 .. 2^63 - 1).  indices, stream: 0 .. 2^32 - 1; stream

@@ -30,7 +30,7 @@ def _log(u):
     exponent = exponent + high.to(tl.int64)
     s = (m - 1.0) / (m + 1.0)
     square = s * s
-    series = s * 0.0 + 1.0 / (2 * LOG_TERMS + 1)
+    series = tl.full(s.shape, 1.0 / (2 * LOG_TERMS + 1), tl.float64)
     for k in tl.static_range(LOG_TERMS - 1, -1, -1):
         series = series * square + 1.0 / (2 * k + 1)
     return exponent.to(tl.float64) * LN_2 + (s * 2.0) * series
@@ -42,7 +42,7 @@ def _cos_sin(b):
     quarter = (b + 0x20000000) >> 30
     angle = ((b - (quarter << 30)).to(tl.float64) + 0.5) * ANGLE_UNIT
     square = -(angle * angle)
-    cos = angle * 0.0 + 1.0
+    cos = tl.full(angle.shape, 1.0, tl.float64)
     sin = cos
     for k in tl.static_range(ANGLE_TERMS, 0, -1):
         cos = cos * square * (1.0 / ((2 * k - 1) * (2 * k))) + 1.0

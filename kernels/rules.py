@@ -14,7 +14,13 @@ MEAN_SQUARE_FLOOR = 1e-8
 
 
 def ddim(
-    x_hat: Tensor, z_t: Tensor, *, alpha_t: Coefficient, sigma_t: Coefficient, alpha_s: Coefficient, sigma_s: Coefficient
+    x_hat: Tensor,
+    z_t: Tensor,
+    *,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
+    alpha_s: Coefficient,
+    sigma_s: Coefficient,
 ) -> Tensor:
     """Return z_s = alpha_s x_hat + (sigma_s / sigma_t)(z_t - alpha_t x_hat) (equation 4).
 
@@ -29,7 +35,7 @@ def ddim(
 def inv_ddim(
     z_s: Tensor, z_t: Tensor, *, alpha_t: Coefficient, sigma_t: Coefficient, alpha_s: Coefficient, sigma_s: Coefficient
 ) -> Tensor:
-    """Return the x with ddim(x, z_t) = z_s: (z_s - (sigma_s/sigma_t) z_t) / (alpha_s - alpha_t sigma_s/sigma_t) (eq. 5).
+    """Return x = (z_s - (sigma_s/sigma_t) z_t) / (alpha_s - alpha_t sigma_s/sigma_t) (equation 5): ddim(x) = z_s.
 
     Not finite at s = t, where every x is an answer.  Near t = 1 the denominator is small: keep the latents float32.
     Raises ValueError naming the argument whose shape does not fit, and for a number sigma_t <= 0.

@@ -1,8 +1,8 @@
 """`hop` and `last_hop` as Triton kernels.
 
 Launched without fused multiply-adds and with correctly rounded division and square root, so that the result is the
-plain version's to the bit (aDDIM's float64 norm, summed in another order, may round out_eps differently about once in
-10^8 samples).  It also keeps a sample's bits from depending on which optional arguments its wave came with: the
+plain version's to the bit (aDDIM's float64 norm, summed in another order, may once in a great many samples round
+out_eps to the neighbouring float32).  It also keeps a sample's bits from depending on which optional arguments its wave came with: the
 compiler may fuse differently in each variant.
 """
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from kernels.rules import MEAN_SQUARE_FLOOR
 from kernels.wave import Column
 
-SAMPLE_LIMIT = 16384
-"""Up to this many elements a sample stays in one program's registers; a larger one needs its norm from a first pass."""
-SUM_BLOCK, HOP_BLOCK, BLOCK_WARPS = 8192, 1024, 8
+LANE_ELEMENTS = 128
+"""Elements a warp works on: 4 a thread, 16 bytes of float32.  With more, mixed dtypes pass through shared memory."""
+BLOCK = 2048
+SUM_BLOCK = 16384
+"""Elements whose squares one program sums; a larger sample needs a pass of partial sums before its hop."""
 
 ALPHA_T = tl.constexpr(int(Column.ALPHA_T))
 SIGMA_T = tl.constexpr(int(Column.SIGMA_T))
@@ -49,20 +51,36 @@ def _predict(z_ptr, v_ptr, v_uncond_ptr, row, offsets, mask):
 
 
 @triton.jit
-def _square_sum(eps):
-    eps = eps.to(tl.float64)
-    return tl.sum(eps * eps, axis=0)
+def _square_sum(
+    z_ptr, v_ptr, v_uncond_ptr, row, start, first, D: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """||eps_hat||^2, float64, over PASSES * BLOCK elements from `first` on, of the sample that begins at `start`."""
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for k in tl.static_range(PASSES):
+        element = first + k * BLOCK + tl.arange(0, BLOCK)
+        _, eps = _predict(z_ptr, v_ptr, v_uncond_ptr, row, start + element, element < D)
+        squares += eps.to(tl.float64) * eps.to(tl.float64)
+    return tl.sum(squares, axis=0)
 
 
 @triton.jit
-def square_sums_kernel(z_ptr, v_ptr, v_uncond_ptr, coefficients_ptr, sums_ptr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """||eps_hat||^2 of each block of a sample that is too large for one program; only for aDDIM rows."""
-    sample = tl.program_id(1).to(tl.int64)
+def square_sums_kernel(
+    z_ptr,
+    v_ptr,
+    v_uncond_ptr,
+    coefficients_ptr,
+    sums_ptr,
+    D: tl.constexpr,
+    PASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Partial sums of ||eps_hat||^2, one a program, for the aDDIM rows of a wave."""
+    part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = coefficients_ptr + sample * COLUMNS
     if tl.load(row + Z_VAR) != 0.0:
-        element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        _, eps = _predict(z_ptr, v_ptr, v_uncond_ptr, row, sample * D + element, element < D)
-        tl.store(sums_ptr + sample * tl.num_programs(0) + tl.program_id(0), _square_sum(eps))
+        first = part * PASSES * BLOCK
+        total = _square_sum(z_ptr, v_ptr, v_uncond_ptr, row, sample * D, first, D, PASSES, BLOCK)
+        tl.store(sums_ptr + sample * tl.num_programs(0) + part, total)
 
 
 @triton.jit
@@ -82,7 +100,8 @@ def hop_kernel(
 ):
     """z_s of one block of one sample, in float32; or its bytes in (H, W, C) order where CHANNELS is not 0.
 
-    SUMS = 0: the block is the whole sample and its norm is taken here.  Else the norm is the sum of SUMS partial sums.
+    aDDIM rows need the whole sample's norm.  SUMS = 0: every program takes it for itself, from cache, in the same order
+    (one launch, and DDIM rows stay spread over the GPU).  Else it is the sum of SUMS partial sums.
     """
     sample = tl.program_id(1).to(tl.int64)
     row = coefficients_ptr + sample * COLUMNS
@@ -91,7 +110,6 @@ def hop_kernel(
     offsets = sample * D + element
     if CHANNELS > 0:  # element counts output bytes, so that the stores are contiguous and the loads strided
         offsets = sample * D + (element % CHANNELS) * (D // CHANNELS) + element // CHANNELS
-    x, eps = _predict(z_ptr, v_ptr, v_uncond_ptr, row, offsets, mask)
 
     out_eps, z_var = tl.load(row + OUT_EPS), tl.load(row + Z_VAR)
     if z_var != 0.0:
@@ -99,13 +117,14 @@ def hop_kernel(
             part = tl.arange(0, SUMS_BLOCK)
             total = tl.sum(tl.load(sums_ptr + sample * SUMS + part, mask=part < SUMS, other=0.0), axis=0)
         else:
-            total = _square_sum(eps)
+            total = _square_sum(z_ptr, v_ptr, v_uncond_ptr, row, sample * D, 0, D, (D + BLOCK - 1) // BLOCK, BLOCK)
         floor = tl.full((), FLOOR, tl.float64)
         mean = total / D
         mean = tl.where(mean > floor, mean, floor)
         base = out_eps.to(tl.float64)
         out_eps = tl.sqrt(base * base + z_var.to(tl.float64) / mean).to(tl.float32)
 
+    x, eps = _predict(z_ptr, v_ptr, v_uncond_ptr, row, offsets, mask)
     z_s = tl.load(row + OUT_X) * x + out_eps * eps
     if noise_ptr is not None:
         out_noise = tl.load(row + OUT_NOISE)
@@ -138,17 +157,15 @@ def _launch(
 ) -> Tensor:
     batch, size = z_t.shape[0], z_t[0].numel()
     z_t, v, table, v_uncond, noise = (_aligned(tensor) for tensor in (z_t, v, table, v_uncond, noise))
+    block = min(BLOCK, max(LANE_ELEMENTS, triton.next_power_of_2(size)))
+    warps = block // LANE_ELEMENTS
     sums, parts = None, 0
-    block, warps = HOP_BLOCK, BLOCK_WARPS
     with torch.cuda.device_of(z_t):  # Triton launches on the current device
-        if size <= SAMPLE_LIMIT:
-            block = max(128, triton.next_power_of_2(size))
-            warps = min(16, max(1, block // 512))
-        else:
+        if size > SUM_BLOCK:
             parts = triton.cdiv(size, SUM_BLOCK)
             sums = torch.empty((batch, parts), dtype=torch.float64, device=z_t.device)
             square_sums_kernel[parts, batch](
-                z_t, v, v_uncond, table, sums, size, SUM_BLOCK, num_warps=BLOCK_WARPS, enable_fp_fusion=False
+                z_t, v, v_uncond, table, sums, size, SUM_BLOCK // block, block, num_warps=warps, enable_fp_fusion=False
             )
         hop_kernel[triton.cdiv(size, block), batch](
             z_t,
