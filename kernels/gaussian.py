@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from kernels.backend import uses_triton
-from kernels.philox import philox
+from kernels.philox import MASK, philox
 
 LOG_TERMS, ANGLE_TERMS = 8, 6
+LOG_SPLIT = 181 / 128
+"""Close to sqrt(2), and exact in float32: Triton rounds a constant that float64 is compared with to float32."""
 
 
 def noise(
@@ -90,7 +92,7 @@ def plain_noise(seeds: Tensor, indices: Tensor, streams: Tensor, shape: Sequence
     size = math.prod(shape)
     blocks = torch.arange((size + 3) // 4, device=seeds.device)
     seeds, indices, streams = seeds[:, None], indices[:, None], streams[:, None]
-    words = philox((blocks, indices, streams, 0), (seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF))
+    words = philox((blocks, indices, streams, torch.zeros_like(blocks)), (seeds & MASK, (seeds >> 32) & MASK))
     normals = torch.stack([*_normals(words[0], words[1]), *_normals(words[2], words[3])], dim=-1)
     return normals.flatten(1)[:, :size].reshape(-1, *shape).contiguous()
 
@@ -102,11 +104,11 @@ def _normals(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log(u: Tensor) -> Tensor:
-    """ln u of normal float64 u > 0: u = 2^k m with m in (0.7, 1.42), ln m = 2 artanh((m - 1) / (m + 1)) as a series."""
+    """ln u of normal float64 u > 0: u = 2^k m with m in (0.7, 1.42], ln m = 2 artanh((m - 1) / (m + 1)) as a series."""
     bits = u.view(torch.int64)
     exponent = (bits >> 52) - 1023
     m = ((bits & (2**52 - 1)) | (1023 << 52)).view(torch.float64)
-    high = m > math.sqrt(2.0)
+    high = m > LOG_SPLIT
     m = torch.where(high, m * 0.5, m)
     exponent = exponent + high
     s = (m - 1.0) / (m + 1.0)

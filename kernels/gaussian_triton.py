@@ -14,7 +14,7 @@ BLOCK, WARPS = 512, 4
 
 LOG_TERMS = tl.constexpr(gaussian.LOG_TERMS)
 ANGLE_TERMS = tl.constexpr(gaussian.ANGLE_TERMS)
-SQRT_2 = tl.constexpr(math.sqrt(2.0))
+LOG_SPLIT = tl.constexpr(gaussian.LOG_SPLIT)
 LN_2 = tl.constexpr(math.log(2.0))
 ANGLE_UNIT = tl.constexpr(2.0 * math.pi * 2.0**-32)
 WORD_UNIT = tl.constexpr(2.0**-32)
@@ -25,7 +25,7 @@ def _log(u):
     bits = u.to(tl.int64, bitcast=True)
     exponent = (bits >> 52) - 1023
     m = ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True)
-    high = m > SQRT_2
+    high = m > LOG_SPLIT
     m = tl.where(high, m * 0.5, m)
     exponent = exponent + high.to(tl.int64)
     s = (m - 1.0) / (m + 1.0)

@@ -2,16 +2,17 @@
 
 from torch import Tensor
 
-Word = int | Tensor
-"""An unsigned 32-bit word: a number, or an int64 tensor holding values of 0 to 2^32 - 1."""
-
-MASK = 0xFFFFFFFF
+MASK = 2**32 - 1
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four random words of every counter, int64 tensors of 0 to 2^32 - 1, the arguments broadcast.
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Unsigned 32-bit words, held in int64 tensors."""
+
+
+def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Return the four random words of every counter; counter and key are int64 in 0 .. 2^32 - 1 and broadcast.
 
     A 32 x 32-bit product wraps in int64, but its 64 bits are right: the shift's copies of the sign are masked away.
     """

@@ -2,8 +2,8 @@
 
 Launched without fused multiply-adds and with correctly rounded division and square root, so that the result is the
 plain version's to the bit (aDDIM's float64 norm, summed in another order, may once in a great many samples round
-out_eps to the neighbouring float32).  It also keeps a sample's bits from depending on which optional arguments its wave came with: the
-compiler may fuse differently in each variant.
+out_eps to the neighbouring float32).  It also keeps a sample's bits from depending on which optional arguments its
+wave came with: a compiler free to fuse may do so differently in each variant.
 """
 
 import torch
@@ -156,7 +156,9 @@ def _launch(
     out: Tensor, channels: int, z_t: Tensor, v: Tensor, table: Tensor, v_uncond: Tensor | None, noise: Tensor | None
 ) -> Tensor:
     batch, size = z_t.shape[0], z_t[0].numel()
-    z_t, v, table, v_uncond, noise = (_aligned(tensor) for tensor in (z_t, v, table, v_uncond, noise))
+    z_t, v, table = _aligned(z_t), _aligned(v), _aligned(table)
+    v_uncond = None if v_uncond is None else _aligned(v_uncond)
+    noise = None if noise is None else _aligned(noise)
     block = min(BLOCK, max(LANE_ELEMENTS, triton.next_power_of_2(size)))
     warps = block // LANE_ELEMENTS
     sums, parts = None, 0
@@ -186,9 +188,7 @@ def _launch(
     return out
 
 
-def _aligned(tensor: Tensor | None) -> Tensor | None:
+def _aligned(tensor: Tensor) -> Tensor:
     """Return the tensor contiguous and at a 16-byte address: other addresses get other code, with other sums."""
-    if tensor is None:
-        return None
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
