@@ -1,0 +1,1 @@
+"""HTTP in, images out: the dial turns a request into samples, waves draw them, an encode pool makes bytes."""

@@ -1,0 +1,146 @@
+"""From failures to answers: one table, application/problem+json (RFC 9457), never a traceback or a path."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from server.failures import (
+    ClientGone,
+    DeviceLost,
+    DrawFailed,
+    FieldRefused,
+    ModelUnknown,
+    NotReady,
+    Overloaded,
+    StepsNotServed,
+    TimedOut,
+)
+from server.schemas import NOT_OFFERED_YET, FieldProblem, Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a kind of failure is told, and what the requests metric calls it."""
+
+    status: int
+    type: str
+    title: str
+    outcome: str
+
+
+TABLE: dict[type[Exception], Answer] = {
+    StepsNotServed: Answer(422, "steps-not-served", "This step count is not served", "invalid"),
+    FieldRefused: Answer(422, "field-refused", "A field asks for something that is not done here", "invalid"),
+    RequestValidationError: Answer(422, "invalid-request", "The request is not valid", "invalid"),
+    ModelUnknown: Answer(404, "model-unknown", "No such model", "invalid"),
+    NotReady: Answer(503, "not-ready", "The server is starting", "rejected"),
+    Overloaded: Answer(503, "queue-full", "The queue is full", "rejected"),
+    TimedOut: Answer(504, "timed-out", "Not drawn in time", "timeout"),
+    DrawFailed: Answer(500, "draw-failed", "The device could not draw this", "failed"),
+    DeviceLost: Answer(503, "device-lost", "The device is lost", "failed"),
+    ClientGone: Answer(499, "client-gone", "The client has gone", "cancelled"),
+}
+"""Every failure that has an answer of its own; whatever else is raised is a plain 500."""
+
+STARTING_RETRY_SECONDS = 5
+
+
+def answer_for(error: Exception) -> Answer:
+    """Return the table's entry of the error's class or nearest ancestor, or that of a bug."""
+    for ancestor in type(error).__mro__:
+        if ancestor in TABLE:
+            return TABLE[ancestor]
+    return Answer(500, "internal-error", "Something broke", "failed")
+
+
+def retry_after(error: Exception) -> dict[str, str]:
+    """Return the Retry-After header of failures that pass: whole seconds, from the backlog where that is why."""
+    if isinstance(error, Overloaded):
+        return {"Retry-After": str(max(1, math.ceil(error.backlog_seconds)))}
+    if isinstance(error, NotReady | DeviceLost):
+        return {"Retry-After": str(STARTING_RETRY_SECONDS)}
+    return {}
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """Return the problem as a response."""
+    body = problem.model_dump_json(exclude_none=True, ensure_ascii=True)
+    return Response(body, problem.status, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Make the app answer every error with problem+json."""
+    for kind in TABLE:
+        app.add_exception_handler(kind, _invalid if kind is RequestValidationError else _failed)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _failed)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    answer = answer_for(error)
+    if answer.status == 499:
+        return Response(status_code=499)
+    if answer.status == 500:
+        log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
+    problem = Problem(type=_type(answer.type), title=answer.title, status=answer.status, detail=_detail(error, answer))
+    if isinstance(error, FieldRefused):
+        problem.errors = [FieldProblem(pointer=f"/{error.field}", detail=str(error))]
+    if isinstance(error, StepsNotServed):
+        problem.available_steps = list(error.available)
+    return problem_response(problem, retry_after(error))
+
+
+def _detail(error: Exception, answer: Answer) -> str:
+    """The failure's own sentence; of a bug nothing, since its words were not written for strangers."""
+    if answer.type == "internal-error":
+        return "The server met an error that it did not expect; it is in the server's log."
+    return str(error) or answer.title
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields = [_field(item) for item in error.errors()]
+    answer = TABLE[RequestValidationError]
+    detail = "; ".join(f"{field.pointer or 'body'}: {field.detail}" for field in fields[:3])
+    problem = Problem(type=_type(answer.type), title=answer.title, status=422, detail=detail, errors=fields)
+    return problem_response(problem)
+
+
+def _field(item: dict[str, Any]) -> FieldProblem:
+    """One of pydantic's errors; its `input` is left out, because it may be long, secret, or not valid JSON."""
+    location = [part for part in item["loc"][1:] if part not in ("int", "constrained-int", "str", "constrained-str")]
+    location = [part for part in location if not (isinstance(part, str) and part.startswith(("literal[", "function-")))]
+    if item["type"] == "json_invalid":
+        return FieldProblem(pointer="", detail="the body is not valid JSON")
+    if item["type"] == "extra_forbidden":
+        offered = location and location[-1] in NOT_OFFERED_YET
+        detail = "not offered yet" if offered else "there is no such field"
+        return FieldProblem(pointer=_pointer(location), detail=f"{location[-1]}: {detail}"[:300])
+    return FieldProblem(pointer=_pointer(location), detail=item["msg"].removeprefix("Value error, "))
+
+
+def _pointer(location: list[Any]) -> str:
+    parts = (str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location)
+    return "".join(f"/{part}" for part in parts)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """Unknown paths, wrong methods, bodies too large: raised by the framework."""
+    assert isinstance(error, HTTPException)
+    types = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+    slug = types.get(error.status_code, "bad-request")
+    problem = Problem(
+        type=_type(slug), title=slug.replace("-", " ").capitalize(), status=error.status_code, detail=str(error.detail)
+    )
+    return problem_response(problem, dict(error.headers or {}))
+
+
+def _type(slug: str) -> str:
+    return f"/problems/{slug}"

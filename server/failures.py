@@ -1,0 +1,52 @@
+"""What can go wrong between a valid request and its images, in words that know neither HTTP nor the device."""
+
+
+class NotReady(Exception):
+    """The networks are still being loaded, warmed up and checked."""
+
+
+class Overloaded(Exception):
+    """The samples would make more evaluations wait than are allowed."""
+
+    def __init__(self, backlog_seconds: float):
+        super().__init__("too many evaluations are waiting")
+        self.backlog_seconds = backlog_seconds
+        """How long the device will need for what is waiting already, in seconds, as measured."""
+
+
+class DrawFailed(Exception):
+    """The device could not run a wave; the samples of that wave are lost, the server goes on."""
+
+
+class DeviceLost(Exception):
+    """The device will run no further wave; every sample is lost and the process has to end."""
+
+
+class TimedOut(Exception):
+    """The images were not ready within the time that a request may take."""
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class ModelUnknown(Exception):
+    """The request names a family that is not served."""
+
+
+class FieldRefused(Exception):
+    """One field of the request asks for something that this server or this family does not do."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+        """Name of the request's field to blame."""
+
+
+class StepsNotServed(FieldRefused):
+    """The request asks for a dial position that the family does not have."""
+
+    def __init__(self, steps: int, available: tuple[int, ...]):
+        super().__init__("steps", f"{steps} is not served; the dial has {', '.join(map(str, available))}")
+        self.available = available
+        """The dial positions that are served, rising."""

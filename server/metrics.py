@@ -1,0 +1,49 @@
+"""Every metric, declared once. Base units; the label `steps` is a served dial position, `network` a member's name."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LATENCY_BUCKETS = tuple(round(0.002 * 1.5**power, 4) for power in range(25))
+"""From 2 ms to half a minute, each 1.5 times the one before: fine enough to see that 4 steps cost 4 times 1 step."""
+
+REQUESTS = Counter("stepdial_requests", "Requests to draw, by how they ended", ["steps", "outcome"])
+REQUEST_SECONDS = Histogram(
+    "stepdial_request_duration_seconds", "From the body read to the images encoded", ["steps"], buckets=LATENCY_BUCKETS
+)
+STAGE_SECONDS = Histogram(
+    "stepdial_stage_duration_seconds",
+    "Where a request's time went: queue (waiting for waves), device (in waves), encode",
+    ["steps", "stage"],
+    buckets=LATENCY_BUCKETS,
+)
+IMAGES = Counter("stepdial_images", "Images drawn and encoded", ["steps"])
+REJECTED = Counter("stepdial_rejected", "Requests refused at the door", ["reason"])
+
+WAVE_SECONDS = Histogram(
+    "stepdial_wave_duration_seconds",
+    "One network evaluation over a wave and the update after it",
+    ["network"],
+    buckets=LATENCY_BUCKETS,
+)
+WAVE_SAMPLES = Histogram(
+    "stepdial_wave_samples", "Samples in a wave", ["network"], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+)
+WAVE_ROWS = Counter("stepdial_wave_rows", "Rows that waves had after padding to a bucket", ["network"])
+WAVE_PADDING = Counter("stepdial_wave_padding", "Rows of waves that only padded them to a bucket", ["network"])
+DEVICE_SECONDS = Counter("stepdial_device_seconds", "Time spent in waves; its rate is utilisation", ["network"])
+WASTED_EVALUATIONS = Counter(
+    "stepdial_wasted_evaluations", "Evaluations of samples that were never delivered", ["reason"]
+)
+
+SAMPLES_WAITING = Gauge("stepdial_num_samples_waiting", "Accepted samples that were in no wave yet")
+SAMPLES_RUNNING = Gauge("stepdial_num_samples_running", "Accepted samples between their first wave and their answer")
+PENDING_EVALUATIONS = Gauge("stepdial_pending_evaluations", "Evaluations that accepted samples still need")
+PENDING_LIMIT = Gauge("stepdial_pending_evaluations_limit", "Pending evaluations above which requests are refused")
+BACKLOG_SECONDS = Gauge("stepdial_backlog_seconds", "Time the pending evaluations will take, as measured")
+
+READY = Gauge("stepdial_ready", "1 once every network is loaded, warm and checked")
+STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["name", "sha256"])
+STUDENT_QUALITY = Gauge(
+    "stepdial_student_quality",
+    "Quality of a dial position, from the frontier file",
+    ["steps", "metric", "dataset"],
+)

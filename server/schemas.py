@@ -1,0 +1,184 @@
+"""What travels over HTTP. The OpenAPI document is made from these classes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+
+from diffusion.frontier import Measure
+from server.images import Format
+
+NOT_OFFERED_YET = ("deadline_ms", "min_steps", "max_steps", "plan", "allow_degrade", "stream")
+"""Fields of the full design that this server refuses, by name, instead of ignoring them."""
+
+MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**53 - 1
+"""Seeds that the server draws survive JavaScript, whose numbers are exact up to here."""
+
+Steps = Annotated[int, Field(strict=True, ge=1, le=2**31)]
+
+
+class GenerateRequest(BaseModel):
+    """One wish, in one or several images."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"prompt": "a red star on mint", "steps": 4, "seed": 7}]},
+    )
+
+    model: Annotated[str | None, Field(strict=True, max_length=200)] = None
+    """Family to draw with; default the only one."""
+    prompt: Annotated[str | None, Field(strict=True, max_length=1000)] = None
+    """What to draw, in words the family knows; for prompt-conditioned families."""
+    label: Annotated[StrictInt | Annotated[StrictStr, Field(max_length=200)] | None, Field()] = None
+    """Class to draw, by name or number; for class-conditional families."""
+    steps: Steps | Literal["auto"] | None = None
+    """Dial position: network evaluations per image, one of the model's positions. Default: 4, or the closest to it."""
+    num_inference_steps: Steps | None = None
+    """Another name for steps."""
+    seed: Annotated[int | None, Field(strict=True, ge=0, le=MAX_SEED)] = None
+    """Equal seeds give equal images. Default: drawn below 2^53 and returned."""
+    n: Annotated[int, Field(strict=True, ge=1)] = 1
+    """Number of images; image i of a seed is the same whatever n is."""
+    guidance: Annotated[float | None, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] = None
+    """Weight w of classifier-free guidance, 0 = none. The teacher's positions take any; a student's is baked in."""
+    determinism: Literal["exact", "fast"] = "exact"
+    """exact: the same bytes alone and in any crowd on this kind of device. fast: a lone image need not be padded to
+    a batch, and its last bits may depend on the crowd. Exact is the default because that is what a seed promises."""
+    output_format: Format = "png"
+    """File format of the images."""
+    response_format: Literal["b64_json", "file"] = "b64_json"
+    """b64_json: JSON with base64 images. file: the bytes of the one image; so does the header `Accept: image/png`."""
+
+    @model_validator(mode="after")
+    def _one_step_count(self) -> "GenerateRequest":
+        both = self.steps is not None and self.num_inference_steps is not None
+        if both and self.steps != self.num_inference_steps:
+            raise ValueError(
+                f"steps is {self.steps}, its alias num_inference_steps is {self.num_inference_steps}; give one"
+            )
+        return self
+
+
+class ImageData(BaseModel):
+    """One image of an answer."""
+
+    b64_json: str
+    """The image file, base64."""
+    seed: int
+    """The request's seed."""
+    index: int
+    """Which image of that seed this is; asking for the same seed with n = index + 1 draws it again."""
+
+
+class Timings(BaseModel):
+    """Where the time went, in seconds; of several images, the one that was drawn last."""
+
+    queue_seconds: float
+    device_seconds: float
+    encode_seconds: float
+    total_seconds: float
+
+
+class GenerateResponse(BaseModel):
+    """The images and how they were made."""
+
+    id: str
+    created: int
+    """Seconds since 1970, UTC."""
+    model: str
+    student: str
+    """The networks that drew, in the order of their hops, joined by +."""
+    steps_requested: int
+    steps_used: int
+    degraded: bool
+    """Whether fewer steps were used than requested; never without consent, so never yet."""
+    data: list[ImageData]
+    timings: Timings
+
+
+class Measured(BaseModel):
+    """What a dial position gives and costs; how that was measured is in GET /frontier."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    frechet: Measure
+    """Frechet distance to real images; lower is better."""
+    floor: Measure
+    """The distance of as many real images: as low as a perfect model would come."""
+    agreement: Measure | None
+    """Fraction of images that show everything that was asked for."""
+    agreement_held_out: Measure | None
+    """The same for combinations never drawn in training."""
+    latency_ms: Measure
+    """One image alone, from seed to pixels, in milliseconds, on the device of the measurement."""
+    images_per_second: float
+    """Throughput in large batches on that device."""
+
+
+class PositionInfo(BaseModel):
+    """One stop of a model's dial."""
+
+    steps: int
+    student: str
+    """The networks that draw, in the order of their hops, joined by +."""
+    kind: Literal["student", "teacher"]
+    measured: Measured | None
+    """What the frontier file says about this position; None when it was not measured."""
+
+
+class ModelInfo(BaseModel):
+    """A family as clients see it."""
+
+    name: str
+    description: str
+    """One sentence."""
+    image: dict[str, int]
+    """Height, width and channels, in pixels."""
+    conditioning: dict[str, Any]
+    """kind (prompt, label or none), and the words or labels that are known."""
+    default_steps: int
+    """The dial position of a request that names none."""
+    teacher_guidance: float
+    """Guidance of the teacher's positions unless a request says otherwise."""
+    student_guidance: dict[str, float]
+    """Guidance baked into each student."""
+    positions: list[PositionInfo]
+    """The dial."""
+    licence: str
+    """Licence of weights and pictures."""
+
+
+class ModelList(BaseModel):
+    """The families that are served."""
+
+    data: list[ModelInfo]
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["alive", "ready"]
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    pointer: str
+    """JSON pointer into the request body."""
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it (application/problem+json)."""
+
+    type: str
+    """Names the kind of problem; the same kind always has the same type."""
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+    """Which fields of the body are to blame."""
+    available_steps: list[int] | None = None
+    """The dial positions that are served, if the one asked for is not."""

@@ -1,0 +1,67 @@
+"""The studio: from a wish to encoded images and the times they took. HTTP stays outside."""
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+from server import metrics
+from server.dial import Wish
+from server.failures import TimedOut
+from server.images import EncodePool, Format
+from server.scheduler import Drawn, Scheduler
+from server.schemas import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded image."""
+
+    data: bytes
+    seed: int
+    index: int
+
+
+class Studio:
+    """Draws and encodes."""
+
+    def __init__(self, scheduler: Scheduler, encoders: EncodePool, *, timeout_seconds: float):
+        self._scheduler = scheduler
+        self._encoders = encoders
+        self._timeout_seconds = timeout_seconds
+
+    async def make(self, wish: Wish, output_format: Format) -> tuple[list[Picture], Timings]:
+        """Return the wish's images, in the order of their indices. Cancel this to drop the work.
+
+        Raises TimedOut by its own clock, and whatever Scheduler.draw raises.
+        """
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                drawn = await self._scheduler.draw(wish.samples)
+                encoding = perf_counter()
+                files = await asyncio.gather(*(self._encoders.encode(image.pixels, output_format) for image in drawn))
+        except TimeoutError:
+            raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
+        done = perf_counter()
+        timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - began)
+        _record(wish, timings)
+        pictures = [Picture(file, sample.seed, sample.index) for file, sample in zip(files, wish.samples, strict=True)]
+        return pictures, timings
+
+
+def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float) -> Timings:
+    last = max(drawn, key=lambda image: image.queue_seconds + image.device_seconds)
+    return Timings(
+        queue_seconds=last.queue_seconds,
+        device_seconds=last.device_seconds,
+        encode_seconds=encode_seconds,
+        total_seconds=total_seconds,
+    )
+
+
+def _record(wish: Wish, timings: Timings) -> None:
+    steps = str(wish.steps)
+    metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
+    metrics.IMAGES.labels(steps).inc(len(wish.samples))
+    for stage in ("queue", "device", "encode"):
+        metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))

@@ -1,0 +1,119 @@
+"""Builds a real family of tiny networks with random weights: everything a family has, in a fraction of a second."""
+
+from pathlib import Path
+
+import torch
+
+from diffusion.condition import Conditioning, LabelConditioning, NoConditioning, PromptConditioning
+from diffusion.family import (
+    FRONTIER,
+    MANIFEST,
+    Family,
+    GoldenSample,
+    Manifest,
+    Member,
+    TrainingRecord,
+    write_golden,
+    write_json,
+    write_tensors,
+)
+from diffusion.frontier import Frontier, Measure, Position, Provenance
+from diffusion.sampler import sample
+from diffusion.schedule import CosineSchedule
+from diffusion.uvit import PRESETS, UViT
+
+PROMPTS = PromptConditioning(
+    template="a {colour} {shape} on {background}",
+    slots={"colour": ("red", "green", "blue"), "shape": ("star", "ring"), "background": ("mint", "navy")},
+)
+LABELS = LabelConditioning(labels=("zero", "one", "two"))
+UNCONDITIONAL = NoConditioning()
+
+RECORD = TrainingRecord(
+    command="none", data="none", iterations=0, images=0, seconds=0.0, device="cpu", commit="", versions={},
+    finished_at="2026-01-01T00:00:00Z", settings={},
+)  # fmt: skip
+
+
+def write_tiny_family(
+    folder: Path, conditioning: Conditioning = PROMPTS, *, steps: tuple[int, ...] = (1, 2, 4)
+) -> Path:
+    """Write a family of an 8x8 RGB teacher and students of these steps, golden samples and a frontier; return its folder."""
+    torch.manual_seed(0)
+    config = PRESETS["tiny8"].model_copy(update={"channels": 3, "slots": conditioning.sizes})
+    members = []
+    for count in (None, *steps):
+        network = UViT(config)
+        for parameter in network.parameters():  # the zero-initialised layers would hide the condition
+            torch.nn.init.normal_(parameter, std=0.05) if parameter.abs().max() == 0 else None
+        name = f"student-{count}" if count else "teacher"
+        weights = {key: value.half() for key, value in network.state_dict().items()}
+        record = write_tensors(folder, f"{name}.safetensors", weights)
+        parameters = sum(value.numel() for value in weights.values())
+        members.append(
+            Member(
+                name=name,
+                role="student" if count else "teacher",
+                steps=count,
+                guidance=1.0 if count else 0.0,
+                network=config,
+                weights=record,
+                parameters=parameters,
+                training=RECORD,
+            )  # fmt: skip
+        )
+    manifest = Manifest(
+        name="tiny", description="Random networks for tests.", resolution=8, channels=3, guidance=1.0,
+        schedule=CosineSchedule(image_resolution=8, noise_resolution=8), conditioning=conditioning, members=tuple(members),
+    )  # fmt: skip
+    write_json(folder, MANIFEST, manifest)
+    family = Family(folder, manifest, None)
+    golden = write_golden(folder, [_golden(family, count) for count in (*steps, 32)])
+    write_json(folder, MANIFEST, manifest.model_copy(update={"golden": golden}))
+    write_json(folder, FRONTIER, _frontier(family))
+    return folder
+
+
+def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = None) -> torch.Tensor:
+    """Draw one image with the sampling loop that training uses, uint8 (H, W, C)."""
+    plan = family.positions[entry.steps]
+    return sample(
+        {name: family.network(name) for name in plan.members},
+        plan,
+        family.manifest.schedule,
+        torch.tensor([entry.condition], dtype=torch.int64),
+        seeds=[entry.seed],
+        indices=[entry.index],
+        shape=family.manifest.shape,
+        guidance=family.guidance(plan, guidance),
+        variance=family.variance,
+    )[0]
+
+
+def _golden(family: Family, steps: int) -> tuple[GoldenSample, torch.Tensor]:
+    entry = GoldenSample(steps=steps, condition=tuple(1 for _ in family.manifest.conditioning.sizes), seed=7)
+    return entry, draw_alone(family, entry)
+
+
+def _frontier(family: Family) -> Frontier:
+    measured = Provenance(
+        command="none", commit="", device="none", precision="fp32", versions={}, measured_at="2026-01-01T00:00:00Z"
+    )
+    positions = tuple(
+        Position(
+            steps=steps,
+            plan=plan,
+            source="teacher" if steps > 16 else "student",
+            samples=100,
+            seeds=(0, 1),
+            frechet=Measure(mean=40.0 / steps + 2.0, spread=0.1),
+            floor=Measure(mean=1.0, spread=0.0),
+            agreement=Measure(mean=1 - 0.3 / steps, spread=0.01),
+            latency_ms=Measure(mean=3.0 * steps, spread=0.2),
+            images_per_second=900.0 / steps,
+            batch=64,
+            measured=measured,
+        )  # fmt: skip
+        for steps, plan in family.positions.items()
+    )
+    return Frontier(family=family.name, reference="nothing real", judge="none", positions=positions)
