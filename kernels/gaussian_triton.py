@@ -64,8 +64,8 @@ def _normals(a, b):
 @triton.jit
 def noise_kernel(seeds_ptr, indices_ptr, streams_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK counters of one image, four normals each."""
-    image = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * BLOCK
+    image = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
     zero = tl.zeros((BLOCK,), tl.uint32)
     index = tl.load(indices_ptr + image).to(tl.uint32) + zero
     stream = tl.load(streams_ptr + image).to(tl.uint32) + zero
@@ -83,7 +83,7 @@ def noise(seeds: Tensor, indices: Tensor, streams: Tensor, shape: Sequence[int])
     batch, size = seeds.shape[0], math.prod(shape)
     out = torch.empty((batch, *shape), dtype=torch.float32, device=seeds.device)
     with torch.cuda.device_of(seeds):  # Triton launches on the current device
-        noise_kernel[triton.cdiv(size, 4 * BLOCK), batch](
+        noise_kernel[batch, triton.cdiv(size, 4 * BLOCK)](
             seeds.contiguous(),
             indices.contiguous(),
             streams.contiguous(),

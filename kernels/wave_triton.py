@@ -75,12 +75,12 @@ def square_sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """Partial sums of ||eps_hat||^2, one a program, for the aDDIM rows of a wave."""
-    part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = coefficients_ptr + sample * COLUMNS
     if tl.load(row + Z_VAR) != 0.0:
         first = part * PASSES * BLOCK
         total = _square_sum(z_ptr, v_ptr, v_uncond_ptr, row, sample * D, first, D, PASSES, BLOCK)
-        tl.store(sums_ptr + sample * tl.num_programs(0) + part, total)
+        tl.store(sums_ptr + sample * tl.num_programs(1) + part, total)
 
 
 @triton.jit
@@ -103,9 +103,9 @@ def hop_kernel(
     aDDIM rows need the whole sample's norm.  SUMS = 0: every program takes it for itself, from cache, in the same order
     (one launch, and DDIM rows stay spread over the GPU).  Else it is the sum of SUMS partial sums.
     """
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0).to(tl.int64)
     row = coefficients_ptr + sample * COLUMNS
-    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = element < D
     offsets = sample * D + element
     if CHANNELS > 0:  # element counts output bytes, so that the stores are contiguous and the loads strided
@@ -166,10 +166,10 @@ def _launch(
         if size > SUM_BLOCK:
             parts = triton.cdiv(size, SUM_BLOCK)
             sums = torch.empty((batch, parts), dtype=torch.float64, device=z_t.device)
-            square_sums_kernel[parts, batch](
+            square_sums_kernel[batch, parts](
                 z_t, v, v_uncond, table, sums, size, SUM_BLOCK // block, block, num_warps=warps, enable_fp_fusion=False
             )
-        hop_kernel[triton.cdiv(size, block), batch](
+        hop_kernel[batch, triton.cdiv(size, block)](
             z_t,
             v,
             v_uncond,

@@ -108,6 +108,12 @@ def test_bytes_clamp_round_halves_to_even_and_show_what_is_not_a_number_as_0():
     assert image.flatten().tolist() == [0, 0, 2, 2, 254, 255, 0, 128]
 
 
+def test_an_eps_hat_of_zero_is_not_divided_by():
+    row = torch.tensor([[0.5, 0.5, 1.0, 0.0, 0.01, 0.0, 0.0, 0.0]], device=DEVICE)
+    z = torch.ones(1, 8, device=DEVICE)
+    assert torch.equal(wave_triton.hop(z, -z, row, None, None), z)
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (3, 32, 32)])
 def test_noise_equals_the_plain_version_to_the_bit(shape):
     seeds = torch.tensor([0, -1, 2**63 - 1, 123456789012345678])

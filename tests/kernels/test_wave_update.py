@@ -59,6 +59,12 @@ def test_a_hop_is_ddim_and_addim_of_x_hat():
     torch.testing.assert_close(result[1:], addim(x, z, 0.1, **c)[1:])
 
 
+def test_an_eps_hat_of_zero_is_not_divided_by():
+    row = torch.tensor([[0.5, 0.5, 1.0, 0.0, 0.01, 0.0, 0.0, 0.0]])
+    z = torch.ones(1, 8)
+    assert torch.equal(hop(z, -z, row), z)
+
+
 @pytest.mark.parametrize("op", [hop, last_hop])
 @pytest.mark.parametrize("shape", [(3, 17, 19), (3, 64, 64)])
 def test_a_sample_has_the_same_bits_alone_and_in_any_wave(op, shape):
