@@ -59,10 +59,12 @@ def test_a_hop_is_ddim_and_addim_of_x_hat():
     torch.testing.assert_close(result[1:], addim(x, z, 0.1, **c)[1:])
 
 
-def test_an_eps_hat_of_zero_is_not_divided_by():
+def test_an_eps_hat_of_almost_zero_is_not_blown_up():
     row = torch.tensor([[0.5, 0.5, 1.0, 0.0, 0.01, 0.0, 0.0, 0.0]])
     z = torch.ones(1, 8)
-    assert torch.equal(hop(z, -z, row), z)
+    for eps in (0.0, 2.0**-20):  # its mean square counts as 1e-8, so that it grows by sqrt(0.01 / 1e-8)
+        v = 2 * eps - z
+        torch.testing.assert_close(hop(z, v, row), z - eps + 1000 * eps, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("op", [hop, last_hop])
