@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 
 from diffusion.family import Family
 from server import contract, errors, metrics
+from server.bodies import BodyLimit
 from server.dial import Dial
 from server.headers import SecurityHeaders
 from server.images import EncodePool
@@ -47,7 +48,6 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
         title="stepdial",
         description=DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
         docs_url=None,  # the framework's pages load scripts from elsewhere
         redoc_url=None,
     )
@@ -56,6 +56,7 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     app.include_router(drawing_routes(dial, studio))
     app.include_router(reading_routes(dial, family, scheduler))
     app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(SecurityHeaders)
     _tell_metrics(family)
     return app

@@ -11,6 +11,7 @@ DESCRIPTIONS = {
     400: "The request cannot be read",
     404: "No such model, or nothing measured",
     413: "The body is too large",
+    415: "The body is not application/json",
     422: "The request is not valid; `errors` points at the fields, `available_steps` lists the dial",
     500: "The device could not draw this",
     503: "The queue is full, or the server is starting or stopping; `Retry-After` says when to try again",

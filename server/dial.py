@@ -66,8 +66,9 @@ class Dial:
         samples = (Sample(plan, condition, seed, index, guidance, exact) for index in range(request.n))
         return Wish(self._family.name, tuple(samples), steps, "+".join(plan.members), seed)
 
-    def known_steps(self, steps: int | str | None) -> str:
-        """Return a label for metrics: a served position, or "none", so that clients cannot invent values."""
+    def label(self, request: GenerateRequest) -> str:
+        """Return the metrics' label of a request: a served position, or "none", so that clients cannot invent values."""
+        steps = request.steps or request.num_inference_steps or self.default_steps
         return str(steps) if steps in self.positions else "none"
 
     def describe(self) -> ModelInfo:
@@ -88,6 +89,8 @@ class Dial:
 
     def _steps(self, request: GenerateRequest) -> int:
         steps = request.num_inference_steps if request.steps is None else request.steps
+        if request.num_inference_steps not in (None, steps):
+            raise FieldRefused("num_inference_steps", f"it is another name for steps, which is {steps}; give one")
         if steps == "auto":
             raise FieldRefused("steps", 'steps: "auto" is not offered yet; name a position of the dial')
         steps = self.default_steps if steps is None else steps

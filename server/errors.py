@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from server import metrics
 from server.failures import (
     ClientGone,
     DeviceLost,
@@ -106,39 +107,51 @@ def _detail(error: Exception, answer: Answer) -> str:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = [_field(item) for item in error.errors()]
+    metrics.REQUESTS.labels("none", "invalid").inc()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type and media_type != "application/json" and not media_type.endswith("+json"):
+        return http_problem(HTTPException(415, "send the body as application/json"))
+    sentences: dict[str, list[str]] = {}
+    for item in error.errors():
+        pointer, sentence = _blame(item)
+        sentences.setdefault(pointer, []).append(sentence)
+    fields = [FieldProblem(pointer=pointer, detail=", or ".join(found)) for pointer, found in sentences.items()]
     answer = TABLE[RequestValidationError]
     detail = "; ".join(f"{field.pointer or 'body'}: {field.detail}" for field in fields[:3])
-    problem = Problem(type=_type(answer.type), title=answer.title, status=422, detail=detail, errors=fields)
-    return problem_response(problem)
+    return problem_response(
+        Problem(type=_type(answer.type), title=answer.title, status=422, detail=detail, errors=fields)
+    )
 
 
-def _field(item: dict[str, Any]) -> FieldProblem:
-    """One of pydantic's errors; its `input` is left out, because it may be long, secret, or not valid JSON."""
-    location = [part for part in item["loc"][1:] if part not in ("int", "constrained-int", "str", "constrained-str")]
-    location = [part for part in location if not (isinstance(part, str) and part.startswith(("literal[", "function-")))]
+def _blame(item: dict[str, Any]) -> tuple[str, str]:
+    """Pointer and sentence of one of pydantic's errors; its input is left out: it may be long, secret, or not valid JSON.
+
+    The pointer is the field's: every field is flat, what follows in pydantic's location names a branch of a union.
+    """
+    field = [str(part)[:100] for part in item["loc"][1:2] if isinstance(part, str)]
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in field)
     if item["type"] == "json_invalid":
-        return FieldProblem(pointer="", detail="the body is not valid JSON")
+        return "", "the body is not valid JSON"
+    if item["type"] == "missing":
+        return pointer, "a JSON object is needed"
+    if item["type"] == "model_attributes_type":
+        return pointer, "it should be a JSON object"
     if item["type"] == "extra_forbidden":
-        offered = location and location[-1] in NOT_OFFERED_YET
-        detail = "not offered yet" if offered else "there is no such field"
-        return FieldProblem(pointer=_pointer(location), detail=f"{location[-1]}: {detail}"[:300])
-    return FieldProblem(pointer=_pointer(location), detail=item["msg"].removeprefix("Value error, "))
-
-
-def _pointer(location: list[Any]) -> str:
-    parts = (str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location)
-    return "".join(f"/{part}" for part in parts)
+        return pointer, "not offered yet" if field[0] in NOT_OFFERED_YET else "there is no such field"
+    return pointer, item["msg"].replace("Input should", "it should")
 
 
 async def _http(request: Request, error: Exception) -> Response:
-    """Unknown paths, wrong methods, bodies too large: raised by the framework."""
     assert isinstance(error, HTTPException)
-    types = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
-    slug = types.get(error.status_code, "bad-request")
-    problem = Problem(
-        type=_type(slug), title=slug.replace("-", " ").capitalize(), status=error.status_code, detail=str(error.detail)
-    )
+    return http_problem(error)
+
+
+def http_problem(error: HTTPException) -> Response:
+    """Return the problem of an error that the framework found: unknown path, wrong method, a body it cannot take."""
+    slugs = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 415: "unsupported-media-type"}
+    slug = slugs.get(error.status_code, "bad-request")
+    title = slug.replace("-", " ").capitalize()
+    problem = Problem(type=_type(slug), title=title, status=error.status_code, detail=str(error.detail))
     return problem_response(problem, dict(error.headers or {}))
 
 

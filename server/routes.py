@@ -33,9 +33,7 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
     @router.post("/generate", response_model=GenerateResponse, responses=GENERATE_RESPONSES, summary="Draw images")
     async def generate(body: GenerateRequest, request: Request) -> Any:
         """Draw one image or several of one wish. `Accept: image/png` (webp, jpeg) answers with one image's bytes."""
-        steps = dial.default_steps if body.steps is None and body.num_inference_steps is None else None
-        label = dial.known_steps(steps or body.steps or body.num_inference_steps)
-        outcome = "failed"
+        steps, outcome = dial.label(body), "failed"
         try:
             raw = _raw_format(body, request.headers.get("accept", ""))
             wish = dial.turn(body)
@@ -47,7 +45,7 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
                 metrics.REJECTED.labels(answer_for(error).type.replace("-", "_")).inc()
             raise
         finally:
-            metrics.REQUESTS.labels(label, outcome).inc()
+            metrics.REQUESTS.labels(steps, outcome).inc()
         if raw:
             return _raw_response(wish, pictures[0], raw, timings)
         return _json_response(body, wish, pictures, timings)
@@ -152,5 +150,5 @@ GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES},
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RAW_HEADERS.items()},
     },
-    **problems(400, 404, 413, 422, 500, 503, 504),
+    **problems(400, 404, 413, 415, 422, 500, 503, 504),
 }

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from diffusion.frontier import Measure
 from server.images import Format
@@ -31,7 +31,7 @@ class GenerateRequest(BaseModel):
     """Family to draw with; default the only one."""
     prompt: Annotated[str | None, Field(strict=True, max_length=1000)] = None
     """What to draw, in words the family knows; for prompt-conditioned families."""
-    label: Annotated[StrictInt | Annotated[StrictStr, Field(max_length=200)] | None, Field()] = None
+    label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
     """Class to draw, by name or number; for class-conditional families."""
     steps: Steps | Literal["auto"] | None = None
     """Dial position: network evaluations per image, one of the model's positions. Default: 4, or the closest to it."""
@@ -50,15 +50,6 @@ class GenerateRequest(BaseModel):
     """File format of the images."""
     response_format: Literal["b64_json", "file"] = "b64_json"
     """b64_json: JSON with base64 images. file: the bytes of the one image; so does the header `Accept: image/png`."""
-
-    @model_validator(mode="after")
-    def _one_step_count(self) -> "GenerateRequest":
-        both = self.steps is not None and self.num_inference_steps is not None
-        if both and self.steps != self.num_inference_steps:
-            raise ValueError(
-                f"steps is {self.steps}, its alias num_inference_steps is {self.num_inference_steps}; give one"
-            )
-        return self
 
 
 class ImageData(BaseModel):
