@@ -57,7 +57,9 @@ class PromptConditioning(_Frozen):
                 raise ConditionError("prompt", f"the word {word[:40]!r} is not known; {self._known()}")
             open_slots = [name for name in knowing if not values[name]]
             if not open_slots:
-                raise ConditionError("prompt", f"{word!r} names a second {knowing[0]}; one is allowed, as in {self.example!r}")
+                raise ConditionError(
+                    "prompt", f"{word!r} names a second {knowing[0]}; one is allowed, as in {self.example!r}"
+                )
             values[open_slots[0]] = self.slots[open_slots[0]].index(word) + 1
         if not any(values.values()):
             raise ConditionError("prompt", f"the prompt names nothing to draw; {self._known()}")
@@ -65,7 +67,10 @@ class PromptConditioning(_Frozen):
 
     def describe(self, condition: tuple[int, ...]) -> str:
         """Return the prompt that encodes to `condition`, open slots left out."""
-        words = {name: self.slots[name][value - 1] if value else "" for name, value in zip(self.slots, condition, strict=True)}
+        words = {
+            name: self.slots[name][value - 1] if value else ""
+            for name, value in zip(self.slots, condition, strict=True)
+        }
         return re.sub(r"\s+", " ", self.template.format(**words)).strip()
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 
@@ -29,6 +30,8 @@ class CosineSchedule:
     shifted      + 2 log(noise_resolution / image_resolution); the ends move with it
     interpolated between the schedules shifted to noise_resolution and to noise_resolution_end (see `interpolation`)
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # for the family's manifest, which holds one
 
     image_resolution: int = 64
     """Height and width of the images, in pixels."""
@@ -88,7 +91,9 @@ class CosineSchedule:
         return 0.5 * (low + high)
 
 
-def karras_times(schedule: CosineSchedule, steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+def karras_times(
+    schedule: CosineSchedule, steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
     """Return the steps + 1 times, falling from 1 to 0, whose noise-to-signal ratios are Karras et al. 2022's (eq. 5).
 
     sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho and then 0; sigma there is

@@ -63,9 +63,13 @@ class UViTConfig(BaseModel):
             raise ValueError("mid must be a transformer level")
         for level in (*self.levels, self.mid):
             if level.kind == "transformer" and level.channels % self.head_dim:
-                raise ValueError(f"a transformer level's channels ({level.channels}) must be a multiple of head_dim {self.head_dim}")
+                raise ValueError(
+                    f"a transformer level's channels ({level.channels}) must be a multiple of head_dim {self.head_dim}"
+                )
             if level.kind == "res" and self.norm == "group" and level.channels % 32:
-                raise ValueError(f"with norm 'group' a res level's channels ({level.channels}) must be a multiple of 32")
+                raise ValueError(
+                    f"with norm 'group' a res level's channels ({level.channels}) must be a multiple of 32"
+                )
         return self
 
 
@@ -149,8 +153,16 @@ class TransformerBlock(nn.Module):
 def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn.ModuleList:
     def block() -> nn.Module:
         if level.kind == "res":
-            return ResBlock(level.channels, embedding=config.embedding, dropout=level.dropout, norm=config.norm, takes_skip=takes_skip)
-        return TransformerBlock(level.channels, embedding=config.embedding, dropout=level.dropout, head_dim=config.head_dim)
+            return ResBlock(
+                level.channels,
+                embedding=config.embedding,
+                dropout=level.dropout,
+                norm=config.norm,
+                takes_skip=takes_skip,
+            )
+        return TransformerBlock(
+            level.channels, embedding=config.embedding, dropout=level.dropout, head_dim=config.head_dim
+        )
 
     return nn.ModuleList(block() for _ in range(level.blocks))
 
@@ -188,10 +200,14 @@ class UViT(nn.Module):
         self.slots = nn.ModuleList(nn.Embedding(values + 1, width) for values in config.slots)
         self.conv_in = nn.Conv2d(pixels, levels[0].channels, 3, padding=1)
         self.down = nn.ModuleList(_blocks(level, config) for level in levels)
-        self.narrow = nn.ModuleList(nn.Conv2d(level.channels, wider, 1) for level, wider in zip(levels, below, strict=True))
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(level.channels, wider, 1) for level, wider in zip(levels, below, strict=True)
+        )
         self.position = nn.Parameter(torch.empty(tokens, mid.channels))
         self.mid = _blocks(mid, config)
-        self.widen = nn.ModuleList(nn.Conv2d(wider, level.channels, 1) for level, wider in zip(levels, below, strict=True))
+        self.widen = nn.ModuleList(
+            nn.Conv2d(wider, level.channels, 1) for level, wider in zip(levels, below, strict=True)
+        )
         self.up = nn.ModuleList(_blocks(level, config, takes_skip=level.kind == "res") for level in levels)
         self.norm_out = _image_norm(config.norm, levels[0].channels)
         self.conv_out = _zeroed(nn.Conv2d(levels[0].channels, pixels, 3, padding=1))
@@ -225,7 +241,9 @@ class UViT(nn.Module):
         return F.pixel_shuffle(v, self.config.patch) if self.config.patch > 1 else v
 
     @staticmethod
-    def _level(h: Tensor, level: Level, blocks: nn.Module, embedding: Tensor, skips: list[Tensor], *, down: bool) -> Tensor:
+    def _level(
+        h: Tensor, level: Level, blocks: nn.Module, embedding: Tensor, skips: list[Tensor], *, down: bool
+    ) -> Tensor:
         if level.kind == "transformer":
             size = h.shape[2:]
             h = _tokens(h)
@@ -242,7 +260,9 @@ class UViT(nn.Module):
         """Return the conditioning embedding (B, E), through SiLU: a sinusoid of the cosine-schedule time plus the slots' tables."""
         columns = 0 if condition is None else condition.shape[1]
         if columns != len(self.slots):
-            raise ValueError(f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}")
+            raise ValueError(
+                f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}"
+            )
         # inverse cosine schedule: logsnr -> (0, 1), so that one embedding serves every shifted or interpolated schedule
         time = torch.atan(torch.exp(-0.5 * logsnr_t.float().clamp(-20.0, 20.0))) / (0.5 * math.pi)
         half = self.time_in.in_features // 2

@@ -67,7 +67,9 @@ class FiniteSet:
     def batch(self, start: int, count: int, *, seed: int) -> Batch:
         """Return the stream's images; every image once an epoch."""
         epochs, places = np.divmod(np.arange(start, start + count), len(self.images))
-        orders = {epoch: np.random.default_rng((seed, epoch)).permutation(len(self.images)) for epoch in np.unique(epochs)}
+        orders = {
+            epoch: np.random.default_rng((seed, epoch)).permutation(len(self.images)) for epoch in np.unique(epochs)
+        }
         rows = np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
         return pixels_to_latents(self.images[rows]), torch.from_numpy(self.conditions[rows])
 
@@ -92,7 +94,9 @@ def image_folder(folder: Path, resolution: int) -> FiniteSet:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     if classes and any(path.parent == folder for path in files):
-        raise DataError(f"{folder.name}: images lie both beside and inside subfolders; use one subfolder per class, or none")
+        raise DataError(
+            f"{folder.name}: images lie both beside and inside subfolders; use one subfolder per class, or none"
+        )
     images, labels, unreadable = [], [], []
     for path in tqdm(files, desc="reading images", unit="img", delay=1):
         try:
@@ -109,7 +113,9 @@ def image_folder(folder: Path, resolution: int) -> FiniteSet:
     if not images:
         raise DataError(f"{folder.name}: no readable image ({', '.join(SUFFIXES)}) among {len(files)} candidates")
     conditioning = LabelConditioning(labels=tuple(classes)) if classes else NoConditioning()
-    return FiniteSet(folder.name, np.stack(images), np.array(labels, dtype=np.int64).reshape(len(images), -1), conditioning)
+    return FiniteSet(
+        folder.name, np.stack(images), np.array(labels, dtype=np.int64).reshape(len(images), -1), conditioning
+    )
 
 
 def open_data(name: str, resolution: int) -> DataSet:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
+from diffusion.variance import analytic_variance
 from kernels import addim
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -94,7 +95,13 @@ def stratified_uniform(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def consistency_target(
-    schedule: CosineSchedule, times: Times, *, z_t: Tensor, x_ref: Tensor, x_teacher: Tensor, x_var: Tensor | float = 0.0
+    schedule: CosineSchedule,
+    times: Times,
+    *,
+    z_t: Tensor,
+    x_ref: Tensor,
+    x_teacher: Tensor,
+    x_var: Tensor | float = 0.0,
 ) -> Tensor:
     """Return x_target (B, C, H, W) in float32 or better: Algorithm 1's invDDIM of DDIM, in closed form.
 
@@ -107,8 +114,12 @@ def consistency_target(
     if isinstance(x_var, Tensor) or x_var:
         # the part of aDDIM's z_s that plain DDIM lacks, carried through DDIM to the boundary and back
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(times.t), schedule.alpha_sigma(times.s)
-        ddim_s = _columns(alpha_s, z_t) * x_teacher + _columns(sigma_s / sigma_t, z_t) * (z_t - _columns(alpha_t, z_t) * x_teacher)
-        excess = addim(x_teacher, z_t, x_var, alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s) - ddim_s
+        ddim_s = _columns(alpha_s, z_t) * x_teacher + _columns(sigma_s / sigma_t, z_t) * (
+            z_t - _columns(alpha_t, z_t) * x_teacher
+        )
+        excess = (
+            addim(x_teacher, z_t, x_var, alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s) - ddim_s
+        )
         target = target + excess * _columns(1 / (sigma_s * (rho_step - rho_t)), z_t)
     return target
 
@@ -128,7 +139,9 @@ def distance(objective: Objective, v_diff: Tensor, sigma_t: Tensor) -> Tensor:
     return (squared + epsilon**2).sqrt() - epsilon
 
 
-def diffusion_loss(network: Network, schedule: CosineSchedule, x: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
+def diffusion_loss(
+    network: Network, schedule: CosineSchedule, x: Tensor, condition: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return each sample's v-loss (B,) at t ~ U(0, 1), stratified: mean squared error of v."""
     t = stratified_uniform(len(x), generator)
     eps = torch.randn(x.shape, generator=generator, device=generator.device)
@@ -172,7 +185,14 @@ def consistency_loss(
 
 
 def _ask_teacher(
-    teacher: Network, objective: Objective, z_t: Tensor, logsnr_t: Tensor, condition: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+    teacher: Network,
+    objective: Objective,
+    z_t: Tensor,
+    logsnr_t: Tensor,
+    condition: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the teacher's x, guided, and aDDIM's x_var (B,), from the unguided conditional output (appendix A.1)."""
     if objective.guidance:
@@ -184,15 +204,10 @@ def _ask_teacher(
     if objective.teacher_rule == "ddim":
         x_var = torch.zeros(len(x), device=x.device)
     elif objective.x_var == "analytic":
-        x_var = analytic_x_var(logsnr_t)
+        x_var = analytic_variance(logsnr_t)
     else:
         x_var = objective.eta * (alpha * z_t - sigma * v - x).square().flatten(1).mean(1)
     return alpha * z_t - sigma * guided, x_var
-
-
-def analytic_x_var(logsnr: Tensor) -> Tensor:
-    """Return 0.1 / (2 + SNR): a tenth of the posterior variance of x under a Gaussian prior of variance one half."""
-    return 0.1 / (2.0 + torch.exp(logsnr))
 
 
 def _noised(schedule: CosineSchedule, t: Tensor, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -29,7 +29,9 @@ class TeacherSettings(Schedule):
 
     def noise_schedule(self) -> CosineSchedule:
         """Return the cosine schedule of the family."""
-        return CosineSchedule(image_resolution=self.resolution, noise_resolution=self.noise_resolution or self.resolution)
+        return CosineSchedule(
+            image_resolution=self.resolution, noise_resolution=self.noise_resolution or self.resolution
+        )
 
     def network(self, data: DataSet) -> UViTConfig:
         """Return the preset fitted to the data.  Raises DataError when resolution or channels do not fit."""
@@ -48,11 +50,17 @@ def new_teacher_run(settings: TeacherSettings, data: DataSet, folder: Path, devi
     """Build the network from the settings' seed and return its run, at iteration 0."""
     torch.manual_seed(settings.seed)
     network = UViT(settings.network(data)).to(device)
-    recorded = {"data": data.name, "conditioning": data.conditioning.model_dump(mode="json"), **settings.model_dump(mode="json")}
+    recorded = {
+        "data": data.name,
+        "conditioning": data.conditioning.model_dump(mode="json"),
+        **settings.model_dump(mode="json"),
+    }
     return Run(network, settings, folder, settings=recorded)
 
 
-def teacher_loss(settings: TeacherSettings, network: nn.Module, x: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
+def teacher_loss(
+    settings: TeacherSettings, network: nn.Module, x: Tensor, condition: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return each image's diffusion loss (B,), parts of the condition hidden at the settings' rates."""
     hidden = hide(condition, whole=settings.drop_condition, each=settings.drop_slot, generator=generator)
     return diffusion_loss(in_precision(network, settings.precision), settings.noise_schedule(), x, hidden, generator)

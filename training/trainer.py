@@ -72,7 +72,9 @@ class Run:
         """folder holds the checkpoint, the log and the sample grids; settings is what must not change over a resume."""
         self.network, self.schedule, self.folder, self.settings = network, schedule, folder, settings
         self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
+        )
         self.iteration = 0
         self.seconds = 0.0
 
@@ -89,7 +91,11 @@ class Run:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         about = {"iteration": self.iteration, "seconds": self.seconds, "settings": self.settings}
         temporary = self.checkpoint.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"run": json.dumps(about)})
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            temporary,
+            metadata={"run": json.dumps(about)},
+        )
         os.replace(temporary, self.checkpoint)
 
     def resume(self) -> bool:
@@ -99,7 +105,11 @@ class Run:
         with safe_open(self.checkpoint, framework="pt") as file:
             about = json.loads(file.metadata()["run"])
             if about["settings"] != json.loads(json.dumps(self.settings)):
-                changed = [key for key in self.settings if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))]
+                changed = [
+                    key
+                    for key in self.settings
+                    if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))
+                ]
                 raise TrainingError(
                     f"{self.folder.name} holds a run with other settings ({', '.join(changed)}); "
                     "give the same ones to resume it, or remove the folder to start anew"
@@ -132,7 +142,9 @@ class Run:
         """Take one optimiser step and return the mean loss.  Raises TrainingError when loss or gradient is not finite."""
         schedule, iteration = self.schedule, self.iteration
         device = next(self.network.parameters()).device
-        x, condition = (part.to(device) for part in data.batch(iteration * schedule.batch, schedule.batch, seed=schedule.seed))
+        x, condition = (
+            part.to(device) for part in data.batch(iteration * schedule.batch, schedule.batch, seed=schedule.seed)
+        )
         torch.manual_seed(mixed_seed(schedule.seed, iteration))  # dropout
         generator = torch.Generator(device).manual_seed(mixed_seed(schedule.seed + 1, iteration))
         for group in self.optimizer.param_groups:
@@ -141,7 +153,9 @@ class Run:
         mean.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), schedule.clip)
         if not torch.isfinite(norm + mean):
-            raise TrainingError(f"iteration {iteration}: loss {mean.item():g}, gradient norm {norm.item():g}; lower the learning rate")
+            raise TrainingError(
+                f"iteration {iteration}: loss {mean.item():g}, gradient norm {norm.item():g}; lower the learning rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(schedule.ema, (1 + iteration) / (10 + iteration))
@@ -152,7 +166,13 @@ class Run:
 
 
 def fit(
-    run: Run, data: DataSet, loss: Loss, *, draw: Callable[[nn.Module, Path], None] | None = None, save_seconds: float = 120, grids: int = 8
+    run: Run,
+    data: DataSet,
+    loss: Loss,
+    *,
+    draw: Callable[[nn.Module, Path], None] | None = None,
+    save_seconds: float = 120,
+    grids: int = 8,
 ) -> None:
     """Train to the end of the schedule, from the checkpoint where there is one.
 
@@ -166,7 +186,13 @@ def fit(
     every = max(1, schedule.iterations // grids)
     losses: list[float] = []
     saved = time.monotonic()
-    bar = tqdm(total=schedule.iterations * schedule.batch, initial=run.iteration * schedule.batch, unit="img", desc=run.folder.name, mininterval=1)
+    bar = tqdm(
+        total=schedule.iterations * schedule.batch,
+        initial=run.iteration * schedule.batch,
+        unit="img",
+        desc=run.folder.name,
+        mininterval=1,
+    )
     with _interruptible() as interrupted, bar, (run.folder / "log.jsonl").open("a") as log:
         while run.iteration < schedule.iterations and not interrupted():
             began = time.monotonic()
@@ -177,7 +203,12 @@ def fit(
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 bar.set_postfix(loss=f"{mean:.4f}")
-                line = {"iteration": run.iteration, "images": run.iteration * schedule.batch, "loss": mean, "seconds": round(run.seconds, 1)}
+                line = {
+                    "iteration": run.iteration,
+                    "images": run.iteration * schedule.batch,
+                    "loss": mean,
+                    "seconds": round(run.seconds, 1),
+                }
                 print(json.dumps(line), file=log, flush=True)
             if draw and run.iteration % every == 0:
                 with run.averaged() as network:

@@ -1,0 +1,335 @@
+"""A family on disk: a teacher and its students, and everything that says how they may be sampled.
+
+    family.json            the manifest
+    <member>.safetensors   weights, half precision
+    golden.safetensors     a few samples as training drew them
+    frontier.json          what each dial position gives and costs (diffusion/frontier.py)
+
+Nothing is ever unpickled.  Every file but the frontier is pinned by its SHA-256 in the manifest; files are written to a
+temporary name and renamed, the manifest last, so that a reader sees a family whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion.condition import Conditioning
+from diffusion.frontier import Frontier
+from diffusion.plans import Plan, Variance, student_plan, teacher_plan
+from diffusion.schedule import CosineSchedule
+from diffusion.uvit import UViT, UViTConfig
+from diffusion.variance import MeasuredVariance, analytic_variance
+
+TEACHER_STEPS = (32, 64, 128, 256, 512)
+"""Dial positions that run on the teacher, with aDDIM."""
+MANIFEST, FRONTIER = "family.json", "frontier.json"
+R = TypeVar("R", bound=BaseModel)
+
+
+class FamilyError(ValueError):
+    """A family that must not be served or trained on: one sentence that says what is wrong with which file."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileRecord(_Record):
+    """A file of the family, pinned."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.safetensors$")
+    """Name inside the family's folder."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its bytes, in hexadecimal."""
+
+
+class TrainingRecord(_Record):
+    """How a member came to be."""
+
+    command: str
+    """The command that trains it."""
+    data: str
+    """What it was trained on."""
+    iterations: int
+    """Optimiser steps."""
+    images: int
+    """Images seen."""
+    seconds: float
+    """Time spent in training steps, in seconds."""
+    device: str
+    """What it was trained on."""
+    commit: str
+    """Version of the code, as git names it."""
+    versions: dict[str, str]
+    """Versions of Python and of the libraries that matter."""
+    finished_at: str
+    """When, in UTC, ISO 8601."""
+    settings: dict[str, Any]
+    """Every setting of the run, seed included."""
+
+
+class Member(_Record):
+    """One network of a family."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    """Name inside the family: "teacher", "student-4"."""
+    role: Literal["teacher", "student"]
+    steps: int | None = Field(default=None, ge=1)
+    """A student's number of segments; None for the teacher."""
+    guidance: float = Field(default=0.0, ge=0)
+    """Guidance w baked into a student; 0 for the teacher, which is guided while sampling."""
+    network: UViTConfig
+    """All that is needed to build the network."""
+    weights: FileRecord
+    parameters: int
+    """Number of parameters."""
+    training: TrainingRecord
+
+    @model_validator(mode="after")
+    def _steps_fit_role(self) -> "Member":
+        if (self.role == "student") != (self.steps is not None):
+            raise ValueError("a student has steps, a teacher has none")
+        return self
+
+
+class GoldenRecord(FileRecord):
+    """Samples as training drew them, to be drawn again by whoever serves the family."""
+
+    tolerance: float = Field(default=2.0, gt=0)
+    """Largest mean absolute difference of an image, in levels of 255: rounding moves it by hundredths, a fault by tens."""
+
+
+class Manifest(_Record):
+    """family.json: everything about how a family may be sampled, and where it comes from."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    description: str = ""
+    """One sentence for people."""
+    licence: str = "Apache-2.0"
+    """Licence of weights and pictures."""
+    resolution: int = Field(ge=1, le=4096)
+    """Height and width of the images, in pixels."""
+    channels: int = Field(ge=1, le=4)
+    """1 is grey, 3 is RGB."""
+    schedule: CosineSchedule
+    """Noise schedule of every member."""
+    prediction: Literal["v"] = "v"
+    """What the networks predict."""
+    conditioning: Conditioning
+    """What may be asked for."""
+    guidance: float = Field(default=0.0, ge=0)
+    """Guidance w of the teacher's positions unless a request says otherwise."""
+    variance: MeasuredVariance | None = None
+    """aDDIM's x_var for sampling, measured; None for 0.1 / (2 + SNR)."""
+    members: tuple[Member, ...] = ()
+    golden: GoldenRecord | None = None
+    """Missing until a member exists."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> "Manifest":
+        names = [member.name for member in self.members]
+        steps = [member.steps for member in self.members]
+        if len(set(names)) != len(names) or len(set(steps)) != len(steps):
+            raise ValueError("two members have the same name or the same steps")
+        for member in self.members:
+            network = member.network
+            if (network.resolution, network.channels, network.slots) != (
+                self.resolution,
+                self.channels,
+                self.conditioning.sizes,
+            ):
+                raise ValueError(f"the network of {member.name} does not fit the family's images or conditioning")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        return self.channels, self.resolution, self.resolution
+
+    @property
+    def teacher(self) -> Member | None:
+        """The teacher, if the family has one."""
+        return next((member for member in self.members if member.role == "teacher"), None)
+
+    @property
+    def students(self) -> tuple[Member, ...]:
+        """The students by rising steps."""
+        return tuple(sorted((m for m in self.members if m.role == "student"), key=lambda member: member.steps or 0))
+
+    def member(self, name: str) -> Member:
+        """Return a member by name.  Raises KeyError for an unknown one."""
+        return {member.name: member for member in self.members}[name]
+
+
+class GoldenSample(_Record):
+    """One recorded sample; its image is beside it in golden.safetensors."""
+
+    steps: int
+    condition: tuple[int, ...]
+    seed: int
+    index: int = 0
+
+
+class Family:
+    """A family whose files are all there and are what the manifest says.  Made by `open_family`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, frontier: Frontier | None):
+        self.folder, self.manifest, self.frontier = folder, manifest, frontier
+
+    @property
+    def name(self) -> str:
+        """The family's name."""
+        return self.manifest.name
+
+    @cached_property
+    def positions(self) -> dict[int, Plan]:
+        """Dial position -> plan, rising: the students, the teacher's positions, and what the frontier adds to them."""
+        plans = {
+            member.steps: student_plan(member.name, member.steps) for member in self.manifest.students if member.steps
+        }
+        if self.manifest.teacher:
+            plans |= {steps: teacher_plan(self.manifest.teacher.name, steps) for steps in TEACHER_STEPS}
+        for position in self.frontier.positions if self.frontier else ():
+            plans.setdefault(position.steps, position.plan)
+        return dict(sorted(plans.items()))
+
+    @property
+    def variance(self) -> Variance:
+        """aDDIM's x_var as a function of logsnr."""
+        return self.manifest.variance or analytic_variance
+
+    def guidance(self, plan: Plan, asked: float | None = None) -> float:
+        """Return the w to sample a plan with: 0 for students, whose guidance is baked in; the asked or default w for teachers.
+
+        Raises ValueError if `asked` is not what a visited student was distilled with.
+        """
+        members = [self.manifest.member(name) for name in plan.members]
+        for member in members:
+            if member.role == "student" and asked is not None and asked != member.guidance:
+                raise ValueError(
+                    f"guidance is baked into {member.name} at {member.guidance:g}; only the teacher's positions take another"
+                )
+        if any(member.role == "student" for member in members):
+            return 0.0
+        return self.manifest.guidance if asked is None else asked
+
+    def network(self, name: str, device: torch.device | str = "cpu") -> UViT:
+        """Return a member's network in float32, evaluation mode.  Raises FamilyError if the weights do not fit it."""
+        member = self.manifest.member(name)
+        with torch.device("meta"):
+            network = UViT(member.network)
+        weights = {key: value.float() for key, value in self._tensors(member.weights).items()}
+        try:
+            network.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise FamilyError(
+                f"{member.weights.file} does not hold the weights of the network that {MANIFEST} describes"
+            ) from error
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise FamilyError(f"{member.weights.file} holds weights that are not numbers")
+        return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def golden(self) -> list[tuple[GoldenSample, Tensor]]:
+        """Return the recorded samples with their images, uint8 (H, W, C)."""
+        record = self.manifest.golden
+        if record is None:
+            return []
+        with safe_open(self.folder / record.file, framework="pt") as file:
+            samples = [GoldenSample.model_validate(entry) for entry in json.loads(file.metadata()["samples"])]
+            return list(zip(samples, file.get_tensor("images"), strict=True))
+
+    def check_golden(self, images: dict[GoldenSample, Tensor]) -> None:
+        """Compare images drawn now with the recorded ones.  Raises FamilyError naming the dial position that differs."""
+        assert self.manifest.golden is not None
+        for sample, recorded in self.golden():
+            difference = (images[sample].cpu().float() - recorded.float()).abs().mean().item()
+            if difference > self.manifest.golden.tolerance:
+                raise FamilyError(
+                    f"golden check of family {self.name!r} failed at steps {sample.steps}: "
+                    f"the image drawn here differs from the recorded one by {difference:.1f} levels on average"
+                )
+
+    def _tensors(self, record: FileRecord) -> dict[str, Tensor]:
+        try:
+            return load_file(self.folder / record.file)
+        except (SafetensorError, OSError) as error:
+            raise FamilyError(f"{record.file} is not a readable safetensors file") from error
+
+
+def open_family(folder: Path | str) -> Family:
+    """Open a family and check its manifest and the SHA-256 of every file.  Raises FamilyError in one sentence."""
+    folder = Path(folder)
+    manifest = _read(folder, MANIFEST, Manifest)
+    if manifest is None:
+        raise FamilyError(f"there is no family in {folder.name!r}: {MANIFEST} is missing")
+    for record in [member.weights for member in manifest.members] + [r for r in (manifest.golden,) if r]:
+        try:
+            found = file_sha256(folder / record.file)
+        except OSError:
+            raise FamilyError(f"{record.file} of family {manifest.name!r} is missing or cannot be read") from None
+        if found != record.sha256:
+            raise FamilyError(
+                f"{record.file} of family {manifest.name!r} is not the file that was written: its SHA-256 differs"
+            )
+    frontier = _read(folder, FRONTIER, Frontier)
+    known = {member.name for member in manifest.members}
+    if frontier and not all(set(position.plan.members) <= known for position in frontier.positions):
+        raise FamilyError(f"{FRONTIER} of family {manifest.name!r} names a member that the family does not have")
+    return Family(folder, manifest, frontier)
+
+
+def _read(folder: Path, name: str, schema: type[R]) -> R | None:
+    """Read one of the family's JSON files; None if it does not exist.  Raises FamilyError naming the first wrong field."""
+    try:
+        return schema.model_validate_json((folder / name).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise FamilyError(f"{name} of {folder.name!r} cannot be read") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise FamilyError(f"{name} of {folder.name!r} is not valid: {where}: {first['msg']}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(folder: Path, name: str, record: BaseModel) -> None:
+    """Write one of the family's JSON files, whole or not at all."""
+    temporary = folder / f".{name}.partial"
+    temporary.write_text(json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
+    os.replace(temporary, folder / name)
+
+
+def write_tensors(
+    folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> FileRecord:
+    """Write a safetensors file, whole or not at all, and return its record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.partial"
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, metadata=metadata)
+    os.replace(temporary, folder / name)
+    return FileRecord(file=name, sha256=file_sha256(folder / name))
+
+
+def write_golden(folder: Path, samples: list[tuple[GoldenSample, Tensor]], *, tolerance: float = 2.0) -> GoldenRecord:
+    """Write the golden samples, images uint8 (H, W, C), and return their record."""
+    about = json.dumps([sample.model_dump(mode="json") for sample, _ in samples])
+    record = write_tensors(
+        folder, "golden.safetensors", {"images": torch.stack([image for _, image in samples])}, {"samples": about}
+    )
+    return GoldenRecord(**record.model_dump(), tolerance=tolerance)

@@ -1,0 +1,83 @@
+"""The frontier: what each dial position of a family was measured to give and to cost.  A file, made by a command."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffusion.plans import Plan
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Measure(_Record):
+    """A measured number: the mean over runs with different seeds, and how far they were apart."""
+
+    mean: float
+    """Mean over the runs."""
+    spread: float
+    """Standard deviation over the runs (0 with one run)."""
+
+
+class Provenance(_Record):
+    """How a number was measured, so that it can be measured again."""
+
+    command: str
+    """The command that measured it."""
+    commit: str
+    """Version of the code, as git names it."""
+    device: str
+    """What it was measured on."""
+    precision: str
+    """Network arithmetic: "fp32" or "bf16" (autocast)."""
+    versions: dict[str, str]
+    """Versions of Python and of the libraries that matter."""
+    measured_at: str
+    """When, in UTC, ISO 8601."""
+
+
+class Position(_Record):
+    """One dial position."""
+
+    steps: int = Field(ge=1)
+    """Network evaluations an image takes."""
+    plan: Plan
+    """What the engine runs."""
+    source: Literal["student", "teacher", "searched"]
+    """Where the plan comes from."""
+    guidance: float = 0.0
+    """Guidance w: baked into a student, applied while sampling from a teacher."""
+    samples: int
+    """Images behind each run's quality numbers; distances compare at equal numbers only."""
+    seeds: tuple[int, ...]
+    """Seeds of the quality runs."""
+    frechet: Measure
+    """Frechet distance to the frontier's reference, in the judge's units; lower is better."""
+    floor: Measure
+    """The distance of as many real images to the reference: as low as a perfect model would come."""
+    agreement: Measure | None = None
+    """Fraction of images in which the judge finds everything that was asked for; None where nothing is asked."""
+    agreement_held_out: Measure | None = None
+    """The same for combinations never drawn in training."""
+    latency_ms: Measure
+    """One image alone, from seed to pixels, in milliseconds: median over repeats, spread half the interquartile range."""
+    images_per_second: float
+    """Throughput at `batch` images at a time."""
+    batch: int
+    """Images at a time behind images_per_second."""
+    measured: Provenance
+
+
+class Frontier(_Record):
+    """The measured table of one family on one device."""
+
+    format: Literal[1] = 1
+    family: str
+    """Name of the family."""
+    reference: str
+    """What distances are taken to."""
+    judge: str
+    """The feature network and classifier: what it is, what it was trained on, how right it is on fresh real images."""
+    positions: tuple[Position, ...] = Field(min_length=1)
+    """By rising steps."""

@@ -1,0 +1,110 @@
+"""Sampling by a plan: the loop that training, evaluation, the golden check and `stepdial sample` share.
+
+The server draws the same hops in waves of its own (server/engine.py); both go through `coefficient_row`, `kernels.hop`
+and `kernels.noise`, so equal samples give equal images up to the network's rounding.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion.plans import Hop, Plan, Variance, coefficient_row
+from diffusion.schedule import CosineSchedule
+from kernels import ddim, guide, last_hop, noise, x_from_v
+from kernels import hop as take_hop
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""f(z_t, logsnr_t, condition) -> v."""
+
+
+@torch.no_grad()
+def sample(
+    networks: dict[str, Network],
+    plan: Plan,
+    schedule: CosineSchedule,
+    condition: Tensor,
+    *,
+    seeds: Sequence[int],
+    indices: Sequence[int],
+    shape: tuple[int, int, int],
+    guidance: float = 0.0,
+    variance: Variance | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw one image per row of `condition` (B, slots) and return them as uint8 (B, H, W, C) on `device`.
+
+    networks: member name -> network, for the plan's members.  (seed, index) of each image fixes all its noise; shape is
+    (C, H, W); guidance w != 0 evaluates with and without the condition.  The loop never waits for the device.
+    """
+    device = torch.device(device)
+    condition = condition.to(device)
+    rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in plan.hops]
+    tables = torch.stack(rows).float().to(device)[:, None].expand(-1, len(condition), -1)
+    times = torch.stack([schedule.logsnr([hop.t, hop.s]) for hop in plan.hops]).float().to(device)
+    z = noise(seeds, indices, shape, device=device)
+    for index, step in enumerate(plan.hops):
+        v, v_uncond = _evaluate(networks[step.member], z, times[index, 0], condition, guidance)
+        fresh = noise(seeds, indices, shape, stream=index + 1, device=device) if step.random else None
+        if step.s == 0:
+            return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
+        z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)
+        if step.rule == "heun":
+            z_s = _corrected(
+                networks[step.member], step, schedule, z, z_s, v, v_uncond, times[index, 1], condition, guidance
+            )
+        z = z_s
+    raise AssertionError("a plan ends at 0")
+
+
+def _evaluate(
+    network: Network, z: Tensor, logsnr: Tensor, condition: Tensor, guidance: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return v, and the unconditional v where there is guidance, from one evaluation of a doubled batch."""
+    batch = len(z)
+    if not guidance:
+        return network(z, logsnr.expand(batch), condition), None
+    v, v_uncond = network(
+        torch.cat([z, z]), logsnr.expand(2 * batch), torch.cat([condition, torch.zeros_like(condition)])
+    ).chunk(2)
+    return v, v_uncond
+
+
+def _corrected(
+    network: Network,
+    step: Hop,
+    schedule: CosineSchedule,
+    z_t: Tensor,
+    z_s: Tensor,
+    v_t: Tensor,
+    v_uncond_t: Tensor | None,
+    logsnr_s: Tensor,
+    condition: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Return z_s after Heun's correction: DDIM from z_t with the mean of x_hat at t and at DDIM's own z_s.
+
+    That is the trapezoid rule of d(z / sigma) = x_hat d(alpha / sigma).  Karras et al. integrate the same flow in
+    d(z / alpha) = eps_hat d(sigma / alpha), which at this schedule's noisy end (sigma / alpha = 1808) multiplies the
+    network's errors by a thousand.
+    """
+    v_s, v_uncond_s = _evaluate(network, z_s, logsnr_s, condition, guidance)
+    x_t = _x_hat(step, schedule, step.t, z_t, v_t, v_uncond_t, guidance)
+    x_s = _x_hat(step, schedule, step.s, z_s, v_s, v_uncond_s, guidance)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(step.t), schedule.alpha_sigma(step.s)
+    return ddim(
+        0.5 * (x_t + x_s),
+        z_t,
+        alpha_t=float(alpha_t),
+        sigma_t=float(sigma_t),
+        alpha_s=float(alpha_s),
+        sigma_s=float(sigma_s),
+    )
+
+
+def _x_hat(
+    step: Hop, schedule: CosineSchedule, time: float, z: Tensor, v: Tensor, v_uncond: Tensor | None, w: float
+) -> Tensor:
+    alpha, sigma = (float(value) for value in schedule.alpha_sigma(time))
+    x = x_from_v(v if v_uncond is None else guide(v, v_uncond, w), z, alpha_t=alpha, sigma_t=sigma)
+    return x.clamp(-1.0, 1.0) if step.clip else x

@@ -1,0 +1,52 @@
+"""stepdial: fast image generation with one dial, the number of sampling steps.
+
+  serve      serve a family over HTTP, with its page
+  train      train a diffusion teacher: a new family
+  distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
+  evaluate   measure quality and speed of each dial position
+  sample     draw a grid of pictures into a file
+  families   list families and check their files
+
+stepdial COMMAND --help tells more.
+"""
+
+import sys
+
+
+def main() -> int:
+    """Run the command that the first argument names and return its exit status."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0 if arguments else 2
+    if arguments[0] == "serve":
+        from server.commands import serve
+
+        return serve(arguments[1:])
+    return _train(arguments[0], arguments[1:])
+
+
+def _train(name: str, arguments: list[str]) -> int:
+    from pydantic_settings import CliApp, CliSettingsSource
+
+    from training import commands
+
+    known = {command.__name__.lower(): command for command in commands.Command.__subclasses__()}
+    if name not in known:
+        print(f"stepdial: there is no command {name!r}\n\n{__doc__.strip()}", file=sys.stderr)
+        return 2
+    command = known[name]
+    source: CliSettingsSource = CliSettingsSource(command, cli_prog_name=f"stepdial {name}")
+    try:
+        CliApp.run(command, cli_args=arguments, cli_settings_source=source)
+    except commands.FAILURES as error:
+        print(f"stepdial {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stepdial {name}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

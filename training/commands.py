@@ -1,0 +1,311 @@
+"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `families`.
+
+A command is a settings class whose fields are its flags and whose attribute docstrings are its help.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from diffusion.condition import ConditionError
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.pictures import grid, save_picture
+from training import provenance
+from training.datasets import DataError, DataSet, open_data
+from training.evaluate import Evaluation, evaluate
+from training.members import add_member, draw, new_manifest, progress_grid, training_record
+from training.student import StudentSettings, new_student_run, student_loss
+from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
+from training.trainer import TrainingError, fit
+
+FAILURES = (FamilyError, DataError, TrainingError)
+"""What stops a command with one sentence instead of a traceback."""
+
+
+class Command(BaseSettings):
+    """What every command shares: flags alone set it, no environment variable does."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+        cli_hide_none_type=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave environment, .env and secrets out."""
+        return (init_settings,)
+
+
+class Train(TeacherSettings, Command):
+    """Train a diffusion teacher on data and write it as a new family. The same command again resumes where it was."""
+
+    data: str = "shapes"
+    """"shapes" (drawn on demand, prompts), "digits" (scikit-learn's, labels), or a folder of images, one subfolder per
+    class for labels."""
+    family: Path
+    """Folder to write the family to; its name is the folder's."""
+    runs: Path = Path("runs")
+    """Where checkpoints, logs and sample grids go."""
+    teacher_guidance: float = Field(default=1.0, ge=0)
+    """Guidance w that the teacher's dial positions use by default; 0 for none."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Train, then write the family."""
+        settings = TeacherSettings.model_validate(self.model_dump(include=set(TeacherSettings.model_fields)))
+        device, data = choose_device(self.device), open_data(self.data, self.resolution)
+        name = self.family.resolve().name
+        guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
+        empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
+        run = new_teacher_run(settings, data, self.runs / name / "teacher", device)
+        fit(
+            run,
+            data,
+            lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
+            draw=progress_grid(empty, data, steps=None),
+        )
+        record = training_record(run, data, provenance.command())
+        family = add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
+        print(f"wrote the teacher of family {family.name}; next: stepdial distill --family {self.family}")
+
+
+class Distill(StudentSettings, Command):
+    """Distil a family's teacher into students, one after another, and write them into the family. Resumes as train does.
+
+    Several of these may run side by side for different steps.
+    """
+
+    family: Path
+    """Folder of the family."""
+    steps: str = "1,2,4,8,16"
+    """Step counts, separated by commas; one student each."""
+    data: str | None = None
+    """Data to distil on; by default the teacher's (a folder has to be named again)."""
+    runs: Path = Path("runs")
+    """Where checkpoints, logs and sample grids go."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Distil each student."""
+        family, device = open_family(self.family), choose_device(self.device)
+        if family.manifest.teacher is None:
+            raise SystemExit(f"family {family.name!r} has no teacher to distil")
+        for steps in integers(self.steps, "steps"):
+            self._distil(steps, family, device)
+
+    def _distil(self, steps: int, family: Family, device: torch.device) -> None:
+
+        settings = StudentSettings.model_validate(self.model_dump(include=set(StudentSettings.model_fields)))
+        data, objective = data_of(family, self.data), settings.objective(steps)
+        run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
+        teacher = in_precision(family.network("teacher", device), settings.precision)
+        fit(
+            run,
+            data,
+            lambda network, x, condition, iteration, generator: student_loss(
+                settings, objective, family, teacher, network, x, condition, iteration, generator
+            ),
+            draw=progress_grid(family.manifest, data, steps=steps),
+        )
+        add_member(
+            self.family,
+            family.manifest,
+            run,
+            name=f"student-{steps}",
+            steps=steps,
+            guidance=settings.guidance if settings.method == "cd" else 0.0,
+            record=training_record(run, data, provenance.command()),
+            data=data,
+        )
+        print(f"wrote the {steps}-step student of family {family.name}")
+
+
+class Evaluate(Command):
+    """Measure what dial positions of a family give and cost, and write that into the family as its frontier."""
+
+    family: Path
+    """Folder of the family."""
+    positions: str = "1,2,4,8,16,32"
+    """Dial positions to measure, separated by commas; what was measured of others is kept."""
+    samples: int = Field(default=2000, ge=80)
+    """Images per run behind each quality number; more than the 64 features, or the distance is meaningless."""
+    seeds: int = Field(default=3, ge=1)
+    """Runs with different seeds, for the spread."""
+    data: str | None = None
+    """Real images to compare with; by default the teacher's data (a folder has to be named again)."""
+    precision: str = Field(default="fp32", pattern="^(bf16|fp32)$")
+    """Network arithmetic while sampling: fp32, as it is served, or bf16."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Measure."""
+        family = open_family(self.family)
+        positions = integers(self.positions, "positions")
+        unknown = [steps for steps in positions if steps not in family.positions]
+        if unknown:
+            raise SystemExit(
+                f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
+            )
+        evaluate(
+            family,
+            data_of(family, self.data),
+            positions,
+            Evaluation(
+                samples=self.samples,
+                seeds=tuple(range(2001, 2001 + self.seeds)),
+                precision=self.precision,
+                device=choose_device(self.device),
+                command=provenance.command(),
+            ),
+        )
+
+
+class Sample(Command):
+    """Draw pictures of a family into a grid, without a server."""
+
+    family: Path
+    """Folder of the family."""
+    steps: str = "4"
+    """Dial position; several separated by commas give one row each, of the same seeds and prompts."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the noise; picture i of the grid is image i of this seed."""
+    count: int = Field(default=16, ge=1, le=4096)
+    """Number of pictures (of each dial position)."""
+    out: Path
+    """PNG file to write."""
+    prompt: str | None = None
+    """What to draw, for a family that takes prompts; several separated by ";" take turns. By default drawn from the seed."""
+    label: str | None = None
+    """The same for a family that takes labels."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Guidance w of the teacher's positions; by default the family's."""
+    columns: int | None = Field(default=None, ge=1)
+    """Pictures in a row; by default a square, or all of them with several dial positions."""
+    zoom: int = Field(default=4, ge=1, le=32)
+    """How many times each pixel is magnified."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Draw."""
+
+        family, positions = open_family(self.family), integers(self.steps, "steps")
+        for steps in positions:
+            if steps not in family.positions:
+                raise SystemExit(
+                    f"steps {steps} is not offered; family {family.name!r} has {', '.join(map(str, family.positions))}"
+                )
+        condition = torch.tensor(self._conditions(family), dtype=torch.int64).reshape(self.count, -1)
+        seeds, indices = [self.seed] * self.count, list(range(self.count))
+        device = choose_device(self.device)
+        try:
+            drawn = [
+                draw(family, n, condition, seeds=seeds, indices=indices, guidance=self.guidance, device=device)
+                for n in positions
+            ]
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        several = len(positions) > 1
+        columns = self.columns or (self.count if several else max(1, round(self.count**0.5)))
+        captions = [f"{steps}" for steps in positions] if several and columns == self.count else []
+        save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=captions), self.out)
+        print(f"wrote {self.out}")
+
+    def _conditions(self, family: Family) -> list[tuple[int, ...]]:
+        conditioning = family.manifest.conditioning
+        asked = self.prompt if self.prompt is not None else self.label
+        if asked is None:
+            rng = random.Random(self.seed)
+            return [tuple(rng.randint(1, size) for size in conditioning.sizes) for _ in range(self.count)]
+        field = "prompt" if self.prompt is not None else "label"
+        try:
+            wishes = [conditioning.encode(**{field: wish.strip()}) for wish in asked.split(";") if wish.strip()]
+        except ConditionError as error:
+            raise SystemExit(str(error)) from None
+        return [wishes[index % len(wishes)] for index in range(self.count)] if wishes else []
+
+
+class Families(Command):
+    """List the families below a folder: members, sizes, dial positions, and whether every file is what was written."""
+
+    folder: Path = Path("families")
+    """Folder whose subfolders are families."""
+
+    def cli_cmd(self) -> None:
+        """List."""
+        for folder in sorted(path for path in self.folder.glob("*") if path.is_dir()):
+            try:
+                family = open_family(folder)
+            except FamilyError as error:
+                print(f"{folder.name}: REFUSED: {error}")
+                continue
+            manifest = family.manifest
+            size = sum((folder / member.weights.file).stat().st_size for member in manifest.members) / 1e6
+            print(
+                f"{family.name}: {manifest.resolution}x{manifest.resolution}, takes a {manifest.conditioning.kind}, {size:.1f} MB"
+            )
+            for member in manifest.members:
+                print(
+                    f"  {member.name:12} {member.parameters / 1e6:.2f} M parameters, {member.training.images:,} images seen"
+                )
+            measured = {position.steps for position in family.frontier.positions} if family.frontier else set()
+            print(
+                "  steps "
+                + ", ".join(
+                    f"{steps}" if steps in measured else f"{steps} (not measured)" for steps in family.positions
+                )
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device of a flag's value.  Exits with a sentence when it is unknown or not there."""
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise SystemExit(
+            f"device {name!r} cannot be used here; auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+        ) from None
+
+
+def integers(text: str, flag: str) -> list[int]:
+    """Return the positive integers of "1,2,4", rising, without repeats.  Exits with a sentence for anything else."""
+    try:
+        values = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or values[0] < 1 or values[-1] > 1024:
+        raise SystemExit(f"--{flag} must be whole numbers from 1 to 1024 separated by commas, got {text!r}")
+    return values
+
+
+def data_of(family: Family, name: str | None) -> DataSet:
+    """Open the data a family was trained on, or the data named.  Exits with a sentence when it does not fit the family."""
+
+    manifest = family.manifest
+    wanted = name or manifest.members[0].training.data
+    try:
+        data = open_data(wanted, manifest.resolution)
+    except DataError as error:
+        raise SystemExit(f"{error}; name it with --data") from None
+    if (data.resolution, data.channels, data.conditioning) != (
+        manifest.resolution,
+        manifest.channels,
+        manifest.conditioning,
+    ):
+        raise SystemExit(f"data {wanted!r} does not have the images or the conditioning of family {family.name!r}")
+    return data

@@ -1,0 +1,244 @@
+"""`stepdial evaluate`: measure what each dial position gives and costs, and write it into the family as its frontier."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.family import FRONTIER, Family, write_json
+from diffusion.frontier import Frontier, Measure, Position, Provenance
+from diffusion.plans import Plan
+from diffusion.sampler import Network, sample
+from training import provenance
+from training.datasets import DataSet, FiniteSet, Shapes, pixels_to_latents
+from training.features import Judge, describe_judge, family_judge, frechet_distance
+from training.teacher import in_precision
+
+REFERENCE_IMAGES = 10_000
+BATCH = 64
+_REAL_SEED = 101
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How to measure: shared by every position of one call."""
+
+    samples: int
+    """Images per run behind a quality number."""
+    seeds: tuple[int, ...]
+    """One run each."""
+    precision: str
+    """Network arithmetic, "bf16" or "fp32"."""
+    device: torch.device
+    command: str
+    """The command line, for the record."""
+
+
+class Yardstick:
+    """The judge, the real images' features, and how far as many real images are from them."""
+
+    def __init__(self, family: Family, data: DataSet):
+        self.data = data
+        self.judge: Judge = family_judge(family.folder, data)
+        self.description = describe_judge(family.folder, self.judge, data)
+        count = len(data) if isinstance(data, FiniteSet) else REFERENCE_IMAGES
+        self.features = self._features_of_real(0, count)
+        self.reference = f"{count} real images of {data.name}"
+
+    def distance(self, images: Tensor) -> float:
+        """Return the Frechet distance of images uint8 (N, H, W, C) to the real ones."""
+        return frechet_distance(self._features(pixels_to_latents(images.numpy())), self.features)
+
+    def agreement(self, images: Tensor, condition: Tensor) -> float:
+        """Return the fraction of images uint8 (N, H, W, C) in which everything asked for, condition (N, slots), is seen."""
+        x = pixels_to_latents(images.numpy())
+        return float(
+            torch.cat([self.judge.agrees(a, b) for a, b in zip(x.split(256), condition.split(256), strict=True)])
+            .float()
+            .mean()
+        )
+
+    def floor(self, samples: int, runs: int) -> Measure:
+        """Return the distance of `samples` real images to the reference.
+
+        Fresh images of an endless set.  Of a finite one a random half to the other half, at most `samples` each: the
+        set is its own reference, so there are no others.
+        """
+        distances = []
+        for run in range(runs):
+            if isinstance(self.data, FiniteSet):
+                order = np.random.default_rng(run).permutation(len(self.features))
+                half = min(samples, len(order) // 2)
+                distances.append(frechet_distance(self.features[order[:half]], self.features[order[half : 2 * half]]))
+            else:
+                start = REFERENCE_IMAGES + run * samples
+                distances.append(frechet_distance(self._features_of_real(start, samples), self.features))
+        return measure(distances)
+
+    def _features_of_real(self, start: int, count: int) -> np.ndarray:
+        parts = [
+            self.data.batch(at, min(256, start + count - at), seed=_REAL_SEED)[0]
+            for at in range(start, start + count, 256)
+        ]
+        return self._features(torch.cat(parts))
+
+    def _features(self, x: Tensor) -> np.ndarray:
+        return torch.cat([self.judge.features(part) for part in x.split(256)]).numpy()
+
+
+def measure(values: list[float]) -> Measure:
+    """Return mean and standard deviation (of the runs, N - 1; 0 for one run)."""
+    return Measure(mean=float(np.mean(values)), spread=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+
+
+def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Evaluation) -> Frontier:
+    """Measure the positions one after another; the frontier file is rewritten after each, positions not asked for are kept.
+
+    Numbers taken with another judge or reference are dropped: they do not compare.
+    """
+    yardstick = Yardstick(family, data)
+    kept: dict[int, Position] = {}
+    old = family.frontier
+    if old and (old.judge, old.reference) == (yardstick.description, yardstick.reference):
+        kept = {position.steps: position for position in old.positions}
+    floor = (
+        yardstick.floor(evaluation.samples, len(evaluation.seeds))
+        if data.conditioning.sizes
+        else Measure(mean=0, spread=0)
+    )
+    for steps in positions:
+        position = measure_position(family, yardstick, steps, floor, evaluation)
+        print(summary(position))
+        kept[steps] = position
+        frontier = Frontier(
+            family=family.name,
+            reference=yardstick.reference,
+            judge=yardstick.description,
+            positions=tuple(kept[steps] for steps in sorted(kept)),
+        )
+        write_json(family.folder, FRONTIER, frontier)
+    return frontier
+
+
+def measure_position(
+    family: Family, yardstick: Yardstick, steps: int, floor: Measure, evaluation: Evaluation
+) -> Position:
+    """Measure quality over the evaluation's seeds, then latency and throughput."""
+    plan = family.positions[steps]
+    draw = sampler(family, plan, evaluation)
+    data = yardstick.data
+    distances, right, right_held_out = [], [], []
+    for seed in evaluation.seeds:
+        _, condition = data.batch(0, evaluation.samples, seed=seed)
+        images = draw_many(draw, condition, seed, label=f"{steps} steps, seed {seed}")
+        distances.append(yardstick.distance(images))
+        if data.conditioning.sizes:
+            right.append(yardstick.agreement(images, condition))
+        if isinstance(data, Shapes):
+            _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
+            right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
+    latency, rate = time_it(draw, condition[:BATCH])
+    student = family.manifest.member(plan.members[0])
+    return Position(
+        steps=steps,
+        plan=plan,
+        source=student.role,
+        guidance=student.guidance if student.role == "student" else family.guidance(plan),
+        samples=evaluation.samples,
+        seeds=evaluation.seeds,
+        frechet=measure(distances),
+        floor=floor,
+        agreement=measure(right) if right else None,
+        agreement_held_out=measure(right_held_out) if right_held_out else None,
+        latency_ms=latency,
+        images_per_second=rate,
+        batch=BATCH,
+        measured=Provenance(
+            command=evaluation.command,
+            commit=provenance.commit(),
+            device=provenance.device_name(evaluation.device),
+            precision=evaluation.precision,
+            versions=provenance.versions(),
+            measured_at=provenance.now(),
+        ),
+    )
+
+
+Draw = Callable[[Tensor, list[int], list[int]], Tensor]
+"""(condition (B, slots), seeds, indices) -> images uint8 (B, H, W, C) in host memory."""
+
+
+def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
+    """Return a function that draws one batch of a family by a plan."""
+    networks: dict[str, Network] = {
+        name: in_precision(family.network(name, evaluation.device), evaluation.precision) for name in plan.members
+    }
+
+    def draw(condition: Tensor, seeds: list[int], indices: list[int]) -> Tensor:
+        return sample(
+            networks,
+            plan,
+            family.manifest.schedule,
+            condition,
+            seeds=seeds,
+            indices=indices,
+            shape=family.manifest.shape,
+            guidance=family.guidance(plan),
+            variance=family.variance,
+            device=evaluation.device,
+        ).cpu()
+
+    return draw
+
+
+def draw_many(draw: Draw, condition: Tensor, seed: int, *, label: str) -> Tensor:
+    """Draw one image per row of `condition`, image i being index i of `seed`; uint8 (N, H, W, C)."""
+    parts = []
+    with tqdm(total=len(condition), desc=label, unit="img", mininterval=1, leave=False) as bar:
+        for start in range(0, len(condition), BATCH):
+            part = condition[start : start + BATCH]
+            parts.append(draw(part, [seed] * len(part), list(range(start, start + len(part)))))
+            bar.update(len(part))
+    return torch.cat(parts)
+
+
+def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measure, float]:
+    """Return one image's latency in milliseconds (median, half the interquartile range) and images/s at a full batch."""
+    draw(condition[:1], [0], [0])
+    singles = []
+    for repeat in range(repeats):
+        began = time.perf_counter()
+        draw(condition[:1], [repeat], [0])
+        singles.append(1000 * (time.perf_counter() - began))
+        if sum(singles) > 20_000:
+            break
+    low, middle, high = np.percentile(singles, (25, 50, 75))
+    batches = []
+    for _ in range(3 if middle < 1000 else 1):
+        began = time.perf_counter()
+        draw(condition, [0] * len(condition), list(range(len(condition))))
+        batches.append(len(condition) / (time.perf_counter() - began))
+    return Measure(mean=float(middle), spread=float(high - low) / 2), float(np.median(batches))
+
+
+def summary(position: Position) -> str:
+    """Return one line for people."""
+    line = f"{position.steps:4d} steps  distance {position.frechet.mean:8.2f} ± {position.frechet.spread:.2f} (floor {position.floor.mean:.2f})"
+    if position.agreement:
+        line += f"  right {position.agreement.mean:.1%}"
+    if position.agreement_held_out:
+        line += f"  held out {position.agreement_held_out.mean:.1%}"
+    return line + f"  {position.latency_ms.mean:.1f} ms  {position.images_per_second:.0f} img/s"
+
+
+def family_data(family: Family, name: str | None, folder: Path | None = None) -> str:
+    """Return the data a family is evaluated on: what was asked for, or what its teacher was trained on."""
+    if name:
+        return name
+    teacher = family.manifest.teacher
+    return teacher.training.data if teacher else family.manifest.students[0].training.data

@@ -1,0 +1,198 @@
+"""From a finished run to a member of a family on disk: weights, manifest, golden samples."""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.condition import Conditioning
+from diffusion.family import (
+    MANIFEST,
+    TEACHER_STEPS,
+    Family,
+    FamilyError,
+    GoldenSample,
+    Manifest,
+    Member,
+    TrainingRecord,
+    open_family,
+    write_golden,
+    write_json,
+    write_tensors,
+)
+from diffusion.pictures import grid, save_picture
+from diffusion.plans import student_plan, teacher_plan
+from diffusion.sampler import sample
+from diffusion.schedule import CosineSchedule
+from diffusion.variance import MeasuredVariance
+from training import provenance
+from training.datasets import DataSet
+from training.trainer import Run
+
+GOLDEN_SEEDS = (11, 12)
+
+
+def training_record(run: Run, data: DataSet, command: str) -> TrainingRecord:
+    """Return the record of a finished run."""
+    return TrainingRecord(
+        command=command,
+        data=data.name,
+        iterations=run.iteration,
+        images=run.iteration * run.schedule.batch,
+        seconds=round(run.seconds, 1),
+        device=provenance.device_name(next(run.network.parameters()).device),
+        commit=provenance.commit(),
+        versions=provenance.versions(),
+        finished_at=provenance.now(),
+        settings=run.settings,
+    )
+
+
+def add_member(
+    folder: Path,
+    empty: Manifest,
+    run: Run,
+    *,
+    name: str,
+    steps: int | None,
+    guidance: float,
+    record: TrainingRecord,
+    data: DataSet,
+) -> Family:
+    """Write the run's EMA weights in half precision as a member, with golden samples, and return the family.
+
+    empty: the manifest to start from where the folder holds no family yet.  A member of the same name is replaced; a
+    new teacher replaces the whole family, whose students were distilled from the old one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.half() for key, value in run.ema.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise FamilyError(f"the weights of {name} do not fit half precision")
+    with _locked(folder):
+        exists = (folder / MANIFEST).exists() and steps is not None
+        manifest = open_family(folder).manifest if exists else empty
+        member = Member(
+            name=name,
+            role="teacher" if steps is None else "student",
+            steps=steps,
+            guidance=guidance,
+            network=run.network.config,
+            weights=write_tensors(folder, f"{name}.safetensors", weights),
+            parameters=sum(value.numel() for value in weights.values()),
+            training=record,
+        )
+        members = [other for other in manifest.members if other.name != name] + [member]
+        manifest = manifest.model_copy(update={"members": tuple(members)})
+        family = Family(folder, manifest, None)
+        if steps is None:
+            manifest = manifest.model_copy(update={"variance": measure_variance(family, data)})
+            family = Family(folder, manifest, None)
+        golden = write_golden(folder, _golden(family, steps or TEACHER_STEPS[0], manifest.golden))
+        write_json(
+            folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
+        )
+    return open_family(folder)
+
+
+def new_manifest(name: str, data: DataSet, schedule: CosineSchedule, *, guidance: float) -> Manifest:
+    """Return the manifest of a family that has no member yet."""
+    conditioning: Conditioning = data.conditioning
+    return Manifest(
+        name=name,
+        resolution=data.resolution,
+        channels=data.channels,
+        schedule=schedule,
+        conditioning=conditioning,
+        guidance=guidance,
+    )
+
+
+def measure_variance(family: Family, data: DataSet, *, levels: int = 33, count: int = 128) -> MeasuredVariance:
+    """Measure the teacher's ||x - x_hat||^2 / d, unguided, over `levels` times and `count` images each (Algorithm 3)."""
+    teacher = family.manifest.teacher
+    assert teacher is not None
+    network, schedule = family.network(teacher.name), family.manifest.schedule
+    x, condition = data.batch(0, count, seed=len(data.name))
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    logsnr = schedule.logsnr(torch.linspace(1.0, 0.0, levels, dtype=torch.float64))
+    errors = []
+    with torch.no_grad():
+        for level in logsnr:
+            alpha, sigma = torch.sigmoid(level).sqrt().float(), torch.sigmoid(-level).sqrt().float()
+            z_t = alpha * x + sigma * eps
+            x_hat = alpha * z_t - sigma * network(z_t, level.float().expand(count), condition)
+            errors.append((x_hat - x).square().mean().item())
+    return MeasuredVariance(logsnr=tuple(logsnr.tolist()), error=tuple(errors))
+
+
+def _golden(family: Family, steps: int, recorded: object) -> list[tuple[GoldenSample, Tensor]]:
+    """Return the golden samples: those recorded for other positions, and new ones of this position."""
+    kept = [entry for entry in (family.golden() if recorded else []) if entry[0].steps != steps]
+    sizes = family.manifest.conditioning.sizes
+    for seed in GOLDEN_SEEDS:
+        condition = tuple(1 + (seed * (slot + 3)) % size for slot, size in enumerate(sizes))
+        wanted = GoldenSample(steps=steps, condition=condition, seed=seed)
+        kept.append((wanted, draw(family, steps, torch.tensor([condition]), seeds=[seed], indices=[0])[0]))
+    return sorted(kept, key=lambda entry: (entry[0].steps, entry[0].seed))
+
+
+def draw(
+    family: Family,
+    steps: int,
+    condition: Tensor,
+    *,
+    seeds: list[int],
+    indices: list[int],
+    guidance: float | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw images of a family at a dial position, uint8 (B, H, W, C), in float32."""
+    plan = family.positions[steps]
+    networks = {name: family.network(name, device) for name in plan.members}
+    manifest = family.manifest
+    return sample(
+        networks,  # type: ignore[arg-type]
+        plan,
+        manifest.schedule,
+        condition.reshape(len(seeds), len(manifest.conditioning.sizes)),
+        seeds=seeds,
+        indices=indices,
+        shape=manifest.shape,
+        guidance=family.guidance(plan, guidance),
+        variance=family.variance,
+        device=device,
+    )
+
+
+def progress_grid(manifest: Manifest, data: DataSet, *, steps: int | None) -> Callable[[nn.Module, Path], None]:
+    """Return a function (network, file) that draws 32 fixed samples: a student's at its steps, a teacher's (None) at 16."""
+    plan = student_plan("member", steps) if steps else teacher_plan("member", 16, rule="ddim")
+    _, condition = data.batch(0, 32, seed=0)
+
+    def write(network: nn.Module, file: Path) -> None:
+        device = next(network.parameters()).device
+        images = sample(
+            {"member": network},
+            plan,
+            manifest.schedule,
+            condition,
+            seeds=[0] * 32,
+            indices=list(range(32)),
+            shape=manifest.shape,
+            guidance=0.0 if steps else manifest.guidance,
+            device=device,
+        )
+        save_picture(grid(images, 8, zoom=3), file)
+
+    return write
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one writer: students of one family may be trained by several processes side by side."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
