@@ -237,7 +237,8 @@ class Family:
             ) from error
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             raise FamilyError(f"{member.weights.file} holds weights that are not numbers")
-        return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.eval().requires_grad_(False)
 
     def golden(self) -> list[tuple[GoldenSample, Tensor]]:
         """Return the recorded samples with their images, uint8 (H, W, C)."""

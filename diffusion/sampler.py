@@ -41,7 +41,11 @@ def sample(
     condition = condition.to(device)
     rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in plan.hops]
     tables = torch.stack(rows).float().to(device)[:, None].expand(-1, len(condition), -1)
-    times = torch.stack([schedule.logsnr([hop.t, hop.s]) for hop in plan.hops]).float().to(device)
+    times = (
+        torch.stack([schedule.logsnr(torch.tensor([hop.t, hop.s], dtype=torch.float64)) for hop in plan.hops])
+        .float()
+        .to(device)
+    )
     z = noise(seeds, indices, shape, device=device)
     for index, step in enumerate(plan.hops):
         v, v_uncond = _evaluate(networks[step.member], z, times[index, 0], condition, guidance)

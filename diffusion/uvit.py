@@ -214,8 +214,8 @@ class UViT(nn.Module):
 
         nn.init.normal_(self.position, std=0.01)
         for table in self.slots:
-            nn.init.normal_(table.weight, std=width**-0.5)
-        self.to(memory_format=torch.channels_last)
+            nn.init.normal_(table.get_parameter("weight"), std=width**-0.5)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict v.
@@ -279,7 +279,7 @@ class UViT(nn.Module):
 def _imagenet(*, resolution: int, width: int, dropout: float, everywhere: bool) -> UViTConfig:
     """The paper's A.1: `width` 1 is small, 2 is large; `everywhere` drops out in all blocks it names, not only the middle."""
     outer = dropout if everywhere else 0.0
-    levels = (
+    levels: tuple[Level, ...] = (
         # at 128 pixels the large model drops out in the ResNet blocks at 64x64 too, at 64 pixels in transformers alone
         Level(kind="res", channels=256 * width, dropout=outer if resolution == 128 else 0.0),
         Level(kind="transformer", channels=512 * width, dropout=outer),

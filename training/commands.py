@@ -5,7 +5,6 @@ A command is a settings class whose fields are its flags and whose attribute doc
 
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -39,13 +38,18 @@ class Command(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leave environment, .env and secrets out."""
         return (init_settings,)
 
 
-class Train(TeacherSettings, Command):
+class Train(TeacherSettings, Command):  # type: ignore[misc]
     """Train a diffusion teacher on data and write it as a new family. The same command again resumes where it was."""
 
     data: str = "shapes"
@@ -79,7 +83,7 @@ class Train(TeacherSettings, Command):
         print(f"wrote the teacher of family {family.name}; next: stepdial distill --family {self.family}")
 
 
-class Distill(StudentSettings, Command):
+class Distill(StudentSettings, Command):  # type: ignore[misc]
     """Distil a family's teacher into students, one after another, and write them into the family. Resumes as train does.
 
     Several of these may run side by side for different steps.

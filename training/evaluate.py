@@ -228,7 +228,8 @@ def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measur
 
 def summary(position: Position) -> str:
     """Return one line for people."""
-    line = f"{position.steps:4d} steps  distance {position.frechet.mean:8.2f} ± {position.frechet.spread:.2f} (floor {position.floor.mean:.2f})"
+    near = f"distance {position.frechet.mean:8.2f} ± {position.frechet.spread:.2f} (floor {position.floor.mean:.2f})"
+    line = f"{position.steps:4d} steps  {near}"
     if position.agreement:
         line += f"  right {position.agreement.mean:.1%}"
     if position.agreement_held_out:

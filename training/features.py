@@ -49,9 +49,14 @@ class Judge(nn.Module):
 
 
 def train_judge(data: DataSet, *, iterations: int = 2500, batch: int = 64) -> Judge:
-    """Train a judge on real images, a little noise added so that it does not lean on exact flatness.  Deterministic."""
+    """Train a judge on real images, a little noise added so that it does not lean on exact flatness.  Deterministic.
+
+    Where nothing is asked for there is nothing to learn from, and the features stay those of random weights.
+    """
     torch.manual_seed(_JUDGE_SEED)
     judge = Judge(data.channels, data.conditioning.sizes)
+    if not data.conditioning.sizes:
+        return judge.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=iterations)
     for step in tqdm(range(iterations), desc="training the judge", unit="step", mininterval=1):
@@ -79,13 +84,13 @@ def family_judge(folder: Path, data: DataSet) -> Judge:
 
 
 def describe_judge(folder: Path, judge: Judge, data: DataSet, *, count: int = 2000) -> str:
-    """Say in one sentence what the judge is and how often it is right about `count` real images that it did not train on."""
+    """Say in one sentence what the judge is and how often it is right about `count` real images (fresh ones, where data is endless)."""
+    name = f"{FEATURES} features of a small convolutional network (sha256 {file_sha256(folder / JUDGE)[:12]})"
+    if not data.conditioning.sizes:
+        return f"{name} with random weights"
     x, condition = data.batch(0, count, seed=_JUDGE_SEED + 1)
     right = judge.agrees(x, condition).float().mean().item()
-    return (
-        f"{FEATURES} features of a small convolutional network trained on {data.name} "
-        f"(sha256 {file_sha256(folder / JUDGE)[:12]}), everything right on {right:.2%} of {count} fresh real images"
-    )
+    return f"{name} trained on {data.name}, everything right on {right:.2%} of {count} real images"
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -27,6 +27,7 @@ from diffusion.pictures import grid, save_picture
 from diffusion.plans import student_plan, teacher_plan
 from diffusion.sampler import sample
 from diffusion.schedule import CosineSchedule
+from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
 from training import provenance
 from training.datasets import DataSet
@@ -74,6 +75,7 @@ def add_member(
     with _locked(folder):
         exists = (folder / MANIFEST).exists() and steps is not None
         manifest = open_family(folder).manifest if exists else empty
+        assert isinstance(run.network, UViT)
         member = Member(
             name=name,
             role="teacher" if steps is None else "student",

@@ -52,7 +52,8 @@ def is_held_out(condition: tuple[int, int, int]) -> bool:
 def draw_condition(rng: Generator, *, held_out: bool = False) -> tuple[int, int, int]:
     """Draw a (colour, shape, background) triple uniformly from those seen in training, or from those held out."""
     while True:
-        condition = tuple(int(rng.integers(1, size + 1)) for size in CONDITIONING.sizes)
+        colour, shape, background = (int(rng.integers(1, size + 1)) for size in CONDITIONING.sizes)
+        condition = colour, shape, background
         if is_held_out(condition) == held_out:
             return condition
 
@@ -95,7 +96,7 @@ def _moon() -> np.ndarray:
     outer = _polar(np.linspace(0.5 * math.pi, 2.0 * math.pi, 50))
     start, end = outer[0], outer[-1]
     bite = 0.5 * (start + end)
-    reach = np.linalg.norm(start - end) / 2
+    reach = float(np.linalg.norm(start - end)) / 2
     towards = np.arctan2(start[0] - bite[0], -(start[1] - bite[1]))
     inner = bite + _polar(np.linspace(towards, towards - math.pi, 40) + math.pi, reach)
     return np.concatenate([outer, inner]) + np.array([0.12, 0.0])

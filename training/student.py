@@ -1,7 +1,7 @@
 """`stepdial distill`: a family's teacher -> multistep consistency students."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,7 +40,7 @@ class StudentSettings(Schedule):
 
     def objective(self, steps: int) -> Objective:
         """Return the objective of the student of `steps` steps."""
-        common = {"method": self.method, "student_steps": steps, "guidance": self.guidance}
+        common: dict[str, Any] = {"method": self.method, "student_steps": steps, "guidance": self.guidance}
         common |= {"teacher_rule": self.teacher_rule, "x_var": self.x_var, "eta": self.eta}
         if self.recipe == "short":
             nearest = max((known for known in SHORT_ANNEAL if known <= steps), default=1)
