@@ -41,21 +41,18 @@ def sample(
     condition = condition.to(device)
     rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in plan.hops]
     tables = torch.stack(rows).float().to(device)[:, None].expand(-1, len(condition), -1)
-    times = (
-        torch.stack([schedule.logsnr(torch.tensor([hop.t, hop.s], dtype=torch.float64)) for hop in plan.hops])
-        .float()
-        .to(device)
-    )
+    ends = torch.tensor([(hop.t, hop.s) for hop in plan.hops], dtype=torch.float64)
+    logsnr = schedule.logsnr(ends).float().to(device)
     z = noise(seeds, indices, shape, device=device)
     for index, step in enumerate(plan.hops):
-        v, v_uncond = _evaluate(networks[step.member], z, times[index, 0], condition, guidance)
+        v, v_uncond = _evaluate(networks[step.member], z, logsnr[index, 0], condition, guidance)
         fresh = noise(seeds, indices, shape, stream=index + 1, device=device) if step.random else None
         if step.s == 0:
             return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
         z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)
         if step.rule == "heun":
             z_s = _corrected(
-                networks[step.member], step, schedule, z, z_s, v, v_uncond, times[index, 1], condition, guidance
+                networks[step.member], step, schedule, z, z_s, v, v_uncond, logsnr[index, 1], condition, guidance
             )
         z = z_s
     raise AssertionError("a plan ends at 0")

@@ -48,7 +48,7 @@ class Judge(nn.Module):
         return torch.stack(right).all(0)
 
 
-def train_judge(data: DataSet, *, iterations: int = 2500, batch: int = 64) -> Judge:
+def train_judge(data: DataSet, *, iterations: int = 1500, batch: int = 64) -> Judge:
     """Train a judge on real images, a little noise added so that it does not lean on exact flatness.  Deterministic.
 
     Where nothing is asked for there is nothing to learn from, and the features stay those of random weights.
@@ -84,7 +84,7 @@ def family_judge(folder: Path, data: DataSet) -> Judge:
 
 
 def describe_judge(folder: Path, judge: Judge, data: DataSet, *, count: int = 2000) -> str:
-    """Say in one sentence what the judge is and how often it is right about `count` real images (fresh ones, where data is endless)."""
+    """Say in one sentence what the judge is and how often it is right about `count` real images (fresh where data is endless)."""
     name = f"{FEATURES} features of a small convolutional network (sha256 {file_sha256(folder / JUDGE)[:12]})"
     if not data.conditioning.sizes:
         return f"{name} with random weights"
