@@ -4,6 +4,7 @@
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
+  report     write the measured table into a Markdown file
   sample     draw a grid of pictures into a file
   families   list families and check their files
 

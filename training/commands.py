@@ -17,6 +17,7 @@ from training import provenance
 from training.datasets import DataError, DataSet, open_data
 from training.evaluate import Evaluation, evaluate
 from training.members import add_member, draw, new_manifest, progress_grid, training_record
+from training.report import write_report
 from training.student import StudentSettings, new_student_run, student_loss
 from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
 from training.trainer import TrainingError, fit
@@ -239,6 +240,23 @@ class Sample(Command):
         except ConditionError as error:
             raise SystemExit(str(error)) from None
         return [wishes[index % len(wishes)] for index in range(self.count)] if wishes else []
+
+
+class Report(Command):
+    """Write a family's frontier as a table into a Markdown file, between <!-- dial NAME --> and <!-- end -->."""
+
+    family: Path
+    """Folder of the family."""
+    file: Path = Path("README.md")
+    """Markdown file with the markers."""
+
+    def cli_cmd(self) -> None:
+        """Write the table."""
+        family = open_family(self.family)
+        if family.frontier is None:
+            raise SystemExit(f"family {family.name!r} has not been measured; run stepdial evaluate first")
+        write_report(family.frontier, self.file)
+        print(f"wrote the table of {family.name} into {self.file}")
 
 
 class Families(Command):

@@ -1,0 +1,55 @@
+# make serve   serve the bundled family and its page on http://127.0.0.1:8000 (HOST=, PORT=, FAMILY= change it)
+# make test    lint, types, all tests
+# make family  train the bundled families anew, from nothing
+# make clean   remove what the others made
+#
+# All set-up happens by itself, in .venv. Variables:
+#   PYTHON=python3.11    the Python to build .venv with (3.11 or later)
+#   TORCH_INDEX=URL      take PyTorch from this package index: its CPU builds spare a machine without a GPU several GB
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+FAMILY ?= families/shapes
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SHELL := /bin/bash
+
+.PHONY: serve test lint browser family clean
+
+serve: .venv/.serve
+	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
+
+test: lint browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+
+# the browser tests want Chromium; where it cannot be had they say so (and fail if CI=true)
+browser:
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium for the browser tests"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium) >/dev/null || echo "chromium could not be installed"; \
+	fi
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
+	$(PYTHON) -m venv .venv
+
+.venv/.torch: .venv/bin/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.11,<2.14'
+	@touch $@
+
+.venv/.serve: .venv/.torch pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.test: .venv/.serve
+	$(PIP) --editable '.[training,gpu,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
