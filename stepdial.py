@@ -28,6 +28,7 @@ def main() -> int:
 
 
 def _train(name: str, arguments: list[str]) -> int:
+    from pydantic import ValidationError
     from pydantic_settings import CliApp, CliSettingsSource
 
     from training import commands
@@ -40,6 +41,11 @@ def _train(name: str, arguments: list[str]) -> int:
     source: CliSettingsSource = CliSettingsSource(command, cli_prog_name=f"stepdial {name}")
     try:
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            flag = "--" + "-".join(map(str, wrong["loc"])).replace("_", "-")
+            print(f"stepdial {name}: {flag}: {wrong['msg']}, got {wrong['input']!r}", file=sys.stderr)
+        return 2
     except commands.FAILURES as error:
         print(f"stepdial {name}: {error}", file=sys.stderr)
         return 1

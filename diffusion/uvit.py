@@ -305,6 +305,16 @@ PRESETS: dict[str, UViTConfig] = {
         head_dim=64,
         norm="layer",
     ),
+    # the same for 64x64 images: about 10 M parameters, for one's own folder of images on a GPU or a patient CPU
+    "small64": UViTConfig(
+        resolution=64,
+        patch=2,
+        levels=(Level(kind="res", channels=64, blocks=2), Level(kind="res", channels=128, blocks=2)),
+        mid=Level(kind="transformer", channels=256, blocks=6),
+        embedding=256,
+        head_dim=64,
+        norm="layer",
+    ),
     # for 8x8 digits and tests: seconds on a CPU
     "tiny8": UViTConfig(
         resolution=8,

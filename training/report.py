@@ -39,7 +39,9 @@ def _percent(value: Measure | None) -> str:
 def _how(frontier: Frontier) -> str:
     sizes = sorted({(position.samples, len(position.seeds)) for position in frontier.positions}, reverse=True)
     counts = " and ".join(
-        f"{samples} images in each of {runs} runs" if len(sizes) == 1 else f"{samples} images in {runs} run(s) "
+        f"{samples} images in each of {runs} runs"
+        if len(sizes) == 1
+        else f"{samples} images in {runs} run(s) "
         f"at steps {', '.join(str(p.steps) for p in frontier.positions if (p.samples, len(p.seeds)) == (samples, runs))}"
         for samples, runs in sizes
     )

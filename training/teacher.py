@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from diffusion.schedule import CosineSchedule
@@ -18,30 +18,37 @@ class TeacherSettings(Schedule):
 
     preset: str = "small32"
     """Network preset of diffusion/uvit.py; its slots are filled in from the data."""
-    resolution: int = Field(default=32, ge=4)
-    """Height and width of the images, in pixels; must be the preset's."""
-    noise_resolution: int | None = None
-    """Noise resolution of the cosine schedule; by default the resolution, which is the unshifted schedule."""
+    noise_resolution: int | None = Field(default=None, ge=1)
+    """Noise resolution of the cosine schedule; by default the images' resolution, which is the unshifted schedule."""
     drop_condition: float = Field(default=0.1, ge=0, le=1)
     """Fraction of images whose whole condition is hidden, so that guidance has an unconditional network to leave from."""
     drop_slot: float = Field(default=0.05, ge=0, le=1)
     """Fraction at which each slot of the others is hidden, so that a prompt may leave a word open."""
 
+    @field_validator("preset")
+    @classmethod
+    def _is_known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"must be one of {', '.join(PRESETS)}")
+        return preset
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of the images, in pixels: the preset's."""
+        return PRESETS[self.preset].resolution
+
     def noise_schedule(self) -> CosineSchedule:
         """Return the cosine schedule of the family."""
-        return CosineSchedule(
-            image_resolution=self.resolution, noise_resolution=self.noise_resolution or self.resolution
-        )
+        noise_resolution = self.noise_resolution or self.resolution
+        return CosineSchedule(image_resolution=self.resolution, noise_resolution=noise_resolution)
 
     def network(self, data: DataSet) -> UViTConfig:
         """Return the preset fitted to the data.  Raises DataError when resolution or channels do not fit."""
-        if self.preset not in PRESETS:
-            raise DataError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
         preset = PRESETS[self.preset]
         if (preset.resolution, preset.channels) != (data.resolution, data.channels):
             raise DataError(
-                f"preset {self.preset!r} is for {preset.resolution}x{preset.resolution} images of {preset.channels} channels, "
-                f"the data has {data.resolution}x{data.resolution} of {data.channels}"
+                f"preset {self.preset!r} is for {preset.resolution}x{preset.resolution} images of {preset.channels} "
+                f"channels, the data has {data.resolution}x{data.resolution} of {data.channels}; choose another --preset"
             )
         return preset.model_copy(update={"slots": data.conditioning.sizes})
 
