@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic_settings import CliApp
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliSettingsSource
 
 from server.settings import Settings
 
@@ -19,9 +21,20 @@ if TYPE_CHECKING:
 def serve(arguments: Sequence[str] | None = None) -> int:
     """Serve a family until told to stop; arguments as on the command line, default sys.argv's.
 
-    Returns the exit status: 0 after an orderly end, 1 when the family is refused or the device is lost.
+    Returns the exit status: 0 after an orderly end, 1 when the family is refused or the device is lost, 2 for a wrong
+    argument.
     """
-    settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if arguments is None else arguments))
+    source: CliSettingsSource = CliSettingsSource(Settings, cli_prog_name="stepdial serve")
+    try:
+        settings = CliApp.run(
+            Settings,
+            cli_args=list(sys.argv[1:] if arguments is None else arguments),
+            cli_settings_source=source,
+        )
+    except ValidationError as error:
+        for item in error.errors():
+            print(f"stepdial serve: {item['loc'][0]}: {item['msg']}; --help tells more", file=sys.stderr)
+        return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     from diffusion.family import FamilyError, open_family
@@ -58,5 +71,9 @@ def run(settings: Settings, family: Family, device: Device) -> int:
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
     )
     server = uvicorn.Server(config)
-    server.run()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn handles it while it runs, and repeats it when it is done
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # repeated by uvicorn likewise
     return 1 if lost or not server.started else 0

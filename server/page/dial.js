@@ -3,6 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CENTRE = 170, TRACK = 112, LABELS = 147, KNOB = 82;
 const FIRST = -135, LAST = 135; // degrees from the top, clockwise
+const OVER = 6, GAP = 1.2; // the track goes a little over its ends, and is parted between students and teacher
 
 export function svg(name, attributes = {}, text = "") {
   const element = document.createElementNS(SVG, name);
@@ -37,9 +38,11 @@ export class Dial {
   build() {
     const drawing = svg("svg", { viewBox: "0 0 340 310", "aria-hidden": "true" });
     const teacher = this.positions.findIndex((position) => position.kind === "teacher");
-    const border = teacher < 0 ? LAST : teacher === 0 ? FIRST : (this.angle(teacher - 1) + this.angle(teacher)) / 2;
-    if (border > FIRST) drawing.append(svg("path", { class: "track student", d: arc(FIRST, border - (border < LAST ? 2.2 : 0)) }));
-    if (border < LAST) drawing.append(svg("path", { class: "track teacher", d: arc(border + (border > FIRST ? 2.2 : 0), LAST) }));
+    const border = teacher < 0 ? LAST + OVER : teacher === 0 ? FIRST - OVER : (this.angle(teacher - 1) + this.angle(teacher)) / 2;
+    this.tracks = [["student", FIRST - OVER, border - GAP], ["teacher", border + GAP, LAST + OVER]].filter(([, from, to]) => to > from);
+    this.filled = this.tracks.map(([kind]) => svg("path", { class: `track ${kind} filled` }));
+    for (const [kind, from, to] of this.tracks) drawing.append(svg("path", { class: `track ${kind}`, d: arc(from, to) }));
+    drawing.append(...this.filled);
     this.stops = this.positions.map((position, index) => this.stop(position, index));
     this.pointer = svg("g", { class: "pointer" });
     this.pointer.append(svg("circle", { class: "bead", cx: CENTRE, cy: CENTRE - TRACK, r: 11 }));
@@ -67,6 +70,10 @@ export class Dial {
     const { steps, kind, student } = this.position;
     this.element.dataset.kind = kind;
     this.pointer.setAttribute("transform", `rotate(${this.angle(index)} ${CENTRE} ${CENTRE})`);
+    this.filled.forEach((path, at) => {
+      const [, from, to] = this.tracks[at];
+      path.setAttribute("d", arc(from, Math.max(from, Math.min(to, this.angle(index)))));
+    });
     this.number.textContent = steps;
     this.unit.textContent = steps === 1 ? "step" : "steps";
     this.element.setAttribute("aria-valuenow", steps);
