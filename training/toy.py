@@ -1,0 +1,264 @@
+"""A world small enough to know everything about: a mixture of two normals, whose teacher and flow are closed formulas.
+
+    python -m training.toy --out docs/figure1.png
+
+distils 1-, 2- and 4-step students of the one-dimensional mixture with the project's own loss and sampling plans, draws
+Figure 1 of the paper from them, and prints how far each is from the exact end points.
+"""
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion.plans import Plan, coefficient_row, student_plan
+from diffusion.sampler import Network
+from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
+from kernels import hop as take_hop
+from training.objective import Objective, consistency_loss
+
+SCHEDULE = CosineSchedule(image_resolution=1, noise_resolution=1)
+"""The plain cosine schedule: a point has no resolution to shift to."""
+ANNEAL = {"teacher_steps_start": 8, "teacher_steps_end": 256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Two normals of equal weight with means at +mean and -mean on the first axis, and one spread in every direction.
+
+    mean = 0 makes it a single normal.  Calling it as a network gives the teacher that no training can beat.
+    """
+
+    mean: float = 1.0
+    """Distance of each mode from the origin, along the first axis."""
+    spread: float = 0.25
+    """Standard deviation of a mode, in every direction."""
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw x of this shape, (B, ...), the first element of each sample being the first axis."""
+        x = self.spread * torch.randn(shape, generator=generator)
+        x.view(shape[0], -1)[:, 0] += self.mean * (2.0 * torch.randint(0, 2, shape[:1], generator=generator) - 1.0)
+        return x
+
+    def __call__(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return v of the exact E[x | z_t], in z_t's dtype; z_t (B, ...), logsnr_t (B,), condition ignored.
+
+        With c = alpha_t^2 spread^2 + sigma_t^2, a mode's share of z_t, E[x | z_t] is
+        (alpha_t spread^2 z_t + sigma_t^2 mean tanh(alpha_t mean z_t,1 / c) e_1) / c, and v = (alpha_t z_t - x) / sigma_t.
+        Here the division by sigma_t is carried out on paper, so that nothing is lost at the clean end.
+        """
+        alpha, sigma = (value.view(-1, 1) for value in alpha_sigma_from_logsnr(logsnr_t.to(z_t.dtype)))
+        z = z_t.flatten(1)
+        c = alpha**2 * self.spread**2 + sigma**2
+        v = alpha * (1.0 - self.spread**2) * z
+        v[:, :1] -= self.mean * torch.tanh(alpha * self.mean * z[:, :1] / c)
+        return (sigma / c * v).view_as(z_t)
+
+    def density(self, points: Tensor, t: float, schedule: CosineSchedule = SCHEDULE) -> Tensor:
+        """Return the density of z_t along the first axis at these points."""
+        alpha, sigma = (float(value) for value in schedule.alpha_sigma(t))
+        width = math.hypot(alpha * self.spread, sigma)
+        parts = [torch.exp(-0.5 * ((points - sign * alpha * self.mean) / width) ** 2) for sign in (-1, 1)]
+        return (parts[0] + parts[1]) / (2 * width * math.sqrt(2 * math.pi))
+
+    def flow(self, z: Tensor, *, t: float = 1.0, s: float = 0.0, steps: int = 400, schedule: CosineSchedule) -> Tensor:
+        """Return where the exact probability flow takes z_t by time s, in float64.
+
+        In the angle phi with alpha = cos phi, sigma = sin phi the flow is dz / dphi = v; Runge and Kutta's fourth order.
+        """
+        z = z.double()
+        start, end = (math.atan(math.exp(-0.5 * float(schedule.logsnr(time)))) for time in (t, s))
+        width = (end - start) / steps
+
+        def v(z: Tensor, angle: float) -> Tensor:
+            return self(z, torch.full((len(z),), -2.0 * math.log(math.tan(angle)), dtype=torch.float64))
+
+        for step in range(steps):
+            angle = start + step * width
+            k1 = v(z, angle)
+            k2 = v(z + 0.5 * width * k1, angle + 0.5 * width)
+            k3 = v(z + 0.5 * width * k2, angle + 0.5 * width)
+            k4 = v(z + width * k3, angle + width)
+            z = z + width / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return z
+
+
+class Student(nn.Module):
+    """A multilayer perceptron with a network's interface, f(z_t, logsnr_t, condition) -> v; it ignores the condition.
+
+    It is told the segment besides the time: what it has to predict jumps from one segment to the next.
+    """
+
+    def __init__(self, dimensions: int = 1, *, segments: int = 1, width: int = 96):
+        super().__init__()
+        self.segments = segments
+        self.layers = nn.Sequential(
+            nn.Linear(dimensions + 5 + segments, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, dimensions),
+        )
+
+    def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_t: (B, ...) of `dimensions` elements each; logsnr_t: (B,)."""
+        angle = torch.atan(torch.exp(-0.5 * logsnr_t))[:, None]
+        # a boundary belongs to the segment below it; the clipped schedule puts it up to 0.00035 away from k / segments
+        segment = torch.ceil(self.segments * (angle[:, 0] / (0.5 * math.pi) - 1e-3)).long() - 1
+        where = F.one_hot(segment.clamp(0, self.segments - 1), self.segments)
+        clock = [angle, angle.sin(), angle.cos(), (4 * angle).sin(), (4 * angle).cos()]
+        return self.layers(torch.cat([z_t.flatten(1), *clock, where], dim=1)).view_as(z_t)
+
+
+def distil(
+    mixture: Mixture,
+    objective: Objective,
+    *,
+    dimensions: int = 1,
+    iterations: int = 2000,
+    batch: int = 512,
+    seed: int = 0,
+) -> Student:
+    """Train a student of the mixture's exact teacher with `consistency_loss` and return it."""
+    torch.manual_seed(seed)
+    student = Student(dimensions, segments=objective.student_steps)
+    optimizer = torch.optim.Adam(student.parameters(), lr=2e-3, betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(seed)
+    condition = torch.zeros(batch, 0, dtype=torch.int64)
+    for iteration in range(iterations):
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, 1.6 * (1 - iteration / iterations))
+        x = mixture.draw((batch, dimensions, 1, 1), generator)
+        losses = consistency_loss(
+            student, mixture, objective, SCHEDULE, x, condition, iteration=iteration, generator=generator
+        )
+        optimizer.zero_grad()
+        losses.mean().backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    return student.eval()
+
+
+def figure_objective(steps: int, iterations: int) -> Objective:
+    """Return the objective of Figure 1's students: a DDIM teacher, because aDDIM's norm is no norm in one dimension."""
+    return Objective(
+        student_steps=steps,
+        teacher_rule="ddim",
+        distance="snr1_x_huber",
+        huber_epsilon=1e-3,
+        anneal_iterations=int(0.6 * iterations),
+        **ANNEAL,
+    )
+
+
+@torch.no_grad()
+def trajectory(network: Network, plan: Plan, z: Tensor, schedule: CosineSchedule = SCHEDULE) -> Tensor:
+    """Return the latents of a plan of deterministic hops from z, (hops + 1, B, ...), the last being the image's x_hat."""
+    path = [z.float()]
+    condition = torch.zeros(len(z), 0, dtype=torch.int64)
+    for step in plan.hops:
+        logsnr = schedule.logsnr(step.t).float().expand(len(z))
+        row = coefficient_row(step, schedule).float().expand(len(z), -1).contiguous()
+        path.append(take_hop(path[-1], network(path[-1], logsnr, condition), row))
+    return torch.stack(path)
+
+
+def normal_quantiles(count: int) -> Tensor:
+    """Return `count` starting points spread as evenly as a standard normal allows, (count, 1, 1, 1)."""
+    ranks = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return (math.sqrt(2.0) * torch.erfinv(2.0 * ranks - 1.0)).float().view(-1, 1, 1, 1)
+
+
+def endpoint_error(mixture: Mixture, network: Network, plan: Plan, *, count: int = 2000) -> float:
+    """Return the median distance of a plan's end points from the exact flow's, from the same noise."""
+    z = normal_quantiles(count)
+    return float((trajectory(network, plan, z)[-1] - mixture.flow(z, schedule=SCHEDULE)).abs().median())
+
+
+def draw_figure(mixture: Mixture, paths: dict[str, Tensor], file: Path) -> None:
+    """Draw the trajectories (hops + 1, count), one panel each: data on top, noise at the bottom."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.collections import LineCollection
+
+    ink, paper = "#3b3b44", "#ffffff"
+    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10, "text.color": ink, "axes.labelcolor": ink})
+    limit, points = 2.75, torch.linspace(-2.75, 2.75, 401, dtype=torch.float64)
+    figure, axes = plt.subplots(
+        3, len(paths), figsize=(11.6, 6.0), dpi=150, height_ratios=(1, 4.6, 1), gridspec_kw={"hspace": 0.0, "wspace": 0.09}
+    )  # fmt: skip
+    colours = matplotlib.colors.LinearSegmentedColormap.from_list("modes", ["#1d4e89", "#7a6fa8", "#d1495b"])
+    for column, (title, path) in enumerate(paths.items()):
+        data, middle, noise = axes[:, column]
+        times = torch.linspace(0.0, 1.0, len(path)).flip(0)
+        start = path[0].clamp(-2.0, 2.0)
+        lines = [torch.stack([path[:, index], times], dim=1).numpy() for index in range(path.shape[1])]
+        shade = colours((start / 4.0 + 0.5).numpy())
+        middle.add_collection(LineCollection(lines, colors=shade, linewidths=0.75, alpha=0.75))
+        if len(path) <= 9:  # where the network is evaluated, and where it lands
+            middle.scatter(path, times[:, None].expand_as(path), s=3.0, c=ink, alpha=0.55, linewidths=0, zorder=3)
+            for boundary in times[1:-1]:
+                middle.axhline(float(boundary), color=ink, linewidth=0.6, alpha=0.35, linestyle=(0, (4, 4)), zorder=0)
+        middle.set(xlim=(-limit, limit), ylim=(1.0, 0.0))
+        for axis, t, colour in ((data, 0.0, "#d8b4a0"), (noise, 1.0, "#b9c6d6")):
+            height = mixture.density(points, t)
+            axis.fill_between(points, height, color=colour, linewidth=0)
+            axis.plot(points, height, color=ink, linewidth=0.9)
+            axis.set(xlim=(-limit, limit), ylim=(0.0, 1.12 * float(height.max())))
+        noise.invert_yaxis()
+        data.set_title(title, fontsize=12, pad=8)
+        for axis in (data, middle, noise):
+            axis.set_facecolor(paper)
+            axis.tick_params(length=0, labelsize=9, colors=ink)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        for side in ("left", "right"):
+            middle.spines[side].set(visible=True, color=ink, alpha=0.25, linewidth=0.8)
+        noise.set_xticks([-2, 0, 2])
+    axes[1, 0].set_yticks([0.0, 0.25, 0.5, 0.75, 1.0], ["t = 0", "¼", "½", "¾", "t = 1"])
+    axes[0, 0].set_ylabel("data", rotation=0, ha="right", va="center", labelpad=14)
+    axes[2, 0].set_ylabel("noise", rotation=0, ha="right", va="center", labelpad=14)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, bbox_inches="tight", facecolor=paper, pil_kwargs={"optimize": True})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Train the students, draw the figure, print the end-point errors."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--seeds", type=int, default=1, help="students trained of each step count; the first is drawn")
+    parser.add_argument("--iterations", type=int, default=2000, help="training steps of 512 points each")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    mixture, z, many = Mixture(), normal_quantiles(48), 256
+    paths, began = {}, time.monotonic()
+    print("median distance to the exact end point\nsteps  exact teacher, DDIM  students")
+    for steps in (1, 2, 4):
+        plan = student_plan("student", steps)
+        objective = figure_objective(steps, arguments.iterations)
+        students = [
+            distil(mixture, objective, iterations=arguments.iterations, seed=seed) for seed in range(arguments.seeds)
+        ]
+        errors = "  ".join(f"{endpoint_error(mixture, student, plan):.4f}" for student in students)
+        print(f"{steps:5d}  {endpoint_error(mixture, mixture, plan):19.4f}  {errors}", flush=True)
+        paths[f"{steps} step" + "s" * (steps > 1)] = trajectory(students[0], plan, z).flatten(1)
+    fine = student_plan("teacher", many)
+    print(f"{many:5d}  {endpoint_error(mixture, mixture, fine):19.4f}")
+    paths["∞ steps (the teacher)"] = trajectory(mixture, fine, z).flatten(1)
+    draw_figure(mixture, paths, arguments.out)
+    print(f"wrote {arguments.out} after {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
