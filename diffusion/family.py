@@ -4,8 +4,9 @@
     <member>.safetensors   weights, half precision
     golden.safetensors     a few samples as training drew them
     frontier.json          what each dial position gives and costs (diffusion/frontier.py)
+    judge.safetensors      the network that measured it (training/features.py); never served
 
-Nothing is ever unpickled.  Every file but the frontier is pinned by its SHA-256 in the manifest; files are written to a
+Nothing is ever unpickled.  Every file that is served is pinned by its SHA-256 in the manifest; files are written to a
 temporary name and renamed, the manifest last, so that a reader sees a family whole or not at all.
 """
 

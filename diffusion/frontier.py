@@ -30,7 +30,7 @@ class Provenance(_Record):
     device: str
     """What it was measured on."""
     precision: str
-    """Network arithmetic: "fp32" or "bf16" (autocast)."""
+    """Network arithmetic of the quality runs: "fp32" or "bf16" (autocast); speed is fp32, as served."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that matter."""
     measured_at: str
@@ -61,9 +61,9 @@ class Position(_Record):
     agreement_held_out: Measure | None = None
     """The same for combinations never drawn in training."""
     latency_ms: Measure
-    """One image alone, from seed to pixels, in milliseconds: median over repeats, spread half the interquartile range."""
+    """One image alone, from seed to pixels, fp32, in milliseconds: median over repeats, spread half the interquartile range."""
     images_per_second: float
-    """Throughput at `batch` images at a time."""
+    """Throughput at `batch` images at a time, fp32."""
     batch: int
     """Images at a time behind images_per_second."""
     measured: Provenance

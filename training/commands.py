@@ -5,6 +5,7 @@ A command is a settings class whose fields are its flags and whose attribute doc
 
 import random
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -149,8 +150,8 @@ class Evaluate(Command):
     """Runs with different seeds, for the spread."""
     data: str | None = None
     """Real images to compare with; by default the teacher's data (a folder has to be named again)."""
-    precision: str = Field(default="fp32", pattern="^(bf16|fp32)$")
-    """Network arithmetic while sampling: fp32, as it is served, or bf16."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Network arithmetic of the quality runs: fp32, as it is served, or bf16. Speed is always measured in fp32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
 

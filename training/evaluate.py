@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.family import FRONTIER, Family, write_json
+from diffusion.family import FRONTIER, Family, open_family, write_json
 from diffusion.frontier import Frontier, Measure, Position, Provenance
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
 from training import provenance
 from training.datasets import DataSet, FiniteSet, Shapes, pixels_to_latents
 from training.features import Judge, describe_judge, family_judge, frechet_distance
+from training.members import locked
 from training.teacher import in_precision
 
 REFERENCE_IMAGES = 10_000
@@ -33,7 +33,7 @@ class Evaluation:
     seeds: tuple[int, ...]
     """One run each."""
     precision: str
-    """Network arithmetic, "bf16" or "fp32"."""
+    """Network arithmetic of the quality runs, "bf16" or "fp32"."""
     device: torch.device
     command: str
     """The command line, for the record."""
@@ -97,15 +97,12 @@ def measure(values: list[float]) -> Measure:
 
 
 def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Evaluation) -> Frontier:
-    """Measure the positions one after another; the frontier file is rewritten after each, positions not asked for are kept.
+    """Measure the positions one after another and write each into the frontier file as soon as it is measured.
 
-    Numbers taken with another judge or reference are dropped: they do not compare.
+    Positions not asked for are kept, unless they were measured with another judge or reference: then they do not
+    compare, and are dropped.  Several calls for different positions may run side by side.
     """
     yardstick = Yardstick(family, data)
-    kept: dict[int, Position] = {}
-    old = family.frontier
-    if old and (old.judge, old.reference) == (yardstick.description, yardstick.reference):
-        kept = {position.steps: position for position in old.positions}
     floor = (
         yardstick.floor(evaluation.samples, len(evaluation.seeds))
         if data.conditioning.sizes
@@ -114,14 +111,17 @@ def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Ev
     for steps in positions:
         position = measure_position(family, yardstick, steps, floor, evaluation)
         print(summary(position))
-        kept[steps] = position
-        frontier = Frontier(
-            family=family.name,
-            reference=yardstick.reference,
-            judge=yardstick.description,
-            positions=tuple(kept[steps] for steps in sorted(kept)),
-        )
-        write_json(family.folder, FRONTIER, frontier)
+        with locked(family.folder):
+            old = open_family(family.folder).frontier
+            compares = old and (old.judge, old.reference) == (yardstick.description, yardstick.reference)
+            kept = {other.steps: other for other in old.positions} if old and compares else {}
+            frontier = Frontier(
+                family=family.name,
+                reference=yardstick.reference,
+                judge=yardstick.description,
+                positions=tuple(other for _, other in sorted((kept | {steps: position}).items())),
+            )
+            write_json(family.folder, FRONTIER, frontier)
     return frontier
 
 
@@ -142,7 +142,8 @@ def measure_position(
         if isinstance(data, Shapes):
             _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
             right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
-    latency, rate = time_it(draw, condition[:BATCH])
+    served = sampler(family, plan, replace(evaluation, precision="fp32"))  # the server's arithmetic
+    latency, rate = time_it(served, condition[:BATCH])
     student = family.manifest.member(plan.members[0])
     return Position(
         steps=steps,
@@ -235,11 +236,3 @@ def summary(position: Position) -> str:
     if position.agreement_held_out:
         line += f"  held out {position.agreement_held_out.mean:.1%}"
     return line + f"  {position.latency_ms.mean:.1f} ms  {position.images_per_second:.0f} img/s"
-
-
-def family_data(family: Family, name: str | None, folder: Path | None = None) -> str:
-    """Return the data a family is evaluated on: what was asked for, or what its teacher was trained on."""
-    if name:
-        return name
-    teacher = family.manifest.teacher
-    return teacher.training.data if teacher else family.manifest.students[0].training.data

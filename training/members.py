@@ -72,7 +72,7 @@ def add_member(
     weights = {key: value.half() for key, value in run.ema.items()}
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise FamilyError(f"the weights of {name} do not fit half precision")
-    with _locked(folder):
+    with locked(folder):
         exists = (folder / MANIFEST).exists() and steps is not None
         manifest = open_family(folder).manifest if exists else empty
         assert isinstance(run.network, UViT)
@@ -193,7 +193,7 @@ def progress_grid(manifest: Manifest, data: DataSet, *, steps: int | None) -> Ca
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for one writer: students of one family may be trained by several processes side by side."""
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -46,12 +46,12 @@ def _how(frontier: Frontier) -> str:
         for samples, runs in sizes
     )
     first = frontier.positions[0]
-    made = sorted({position.measured.device for position in frontier.positions})
+    devices = sorted({position.measured.device for position in frontier.positions})
     precisions = sorted({position.measured.precision for position in frontier.positions})
     return (
-        f"Distance to {frontier.reference}; judge: {frontier.judge}. {counts[0].upper()}{counts[1:]}, ± is the standard "
-        f'deviation over runs; "real images" is the distance of as many real ones. Speed on {"; ".join(made)}, '
-        f"{' and '.join(precisions)}, images/s at {first.batch} at a time. "
+        f"Distance to {frontier.reference}; judge: {frontier.judge}. {counts[0].upper()}{counts[1:]}, drawn in "
+        f'{" or ".join(precisions)}; ± is the standard deviation over runs; "real images" is the distance of as many real '
+        f"ones. Speed on {'; '.join(devices)}, fp32; images/s at {first.batch} at a time. "
         f"Made by `{first.measured.command}` at {first.measured.commit}."
     )
 
