@@ -41,7 +41,7 @@ PENDING_LIMIT = Gauge("stepdial_pending_evaluations_limit", "Pending evaluations
 BACKLOG_SECONDS = Gauge("stepdial_backlog_seconds", "Time the pending evaluations will take, as measured")
 
 READY = Gauge("stepdial_ready", "1 once every network is loaded, warm and checked")
-STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["name", "sha256"])
+STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["network", "sha256"])
 STUDENT_QUALITY = Gauge(
     "stepdial_student_quality",
     "Quality of a dial position, from the frontier file",

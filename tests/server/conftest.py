@@ -1,10 +1,12 @@
-"""The tiny family, written once."""
+"""The tiny family, written once, and a real server of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from diffusion.family import Family, open_family
+from tests.server.processes import ServerProcess, serve_real
 from tests.server.tiny import write_tiny_family
 
 
@@ -18,3 +20,10 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def family(family_folder: Path) -> Family:
     """The tiny family."""
     return open_family(family_folder)
+
+
+@pytest.fixture(scope="session")
+def real_server(family_folder: Path) -> Iterator[ServerProcess]:
+    """A server of the tiny family, as users start it."""
+    with serve_real(family_folder, "--max-wave", "8") as server:
+        yield server
