@@ -23,6 +23,7 @@ from torch import Tensor
 from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from diffusion.variance import analytic_variance
 from kernels import addim
+from kernels.rules import MEAN_SQUARE_FLOOR
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v."""
@@ -109,19 +110,15 @@ def consistency_target(
     variance, eta inside, floats or (B,), 0 for a DDIM teacher.
     """
     rho_t, rho_s, rho_step = (torch.exp(0.5 * schedule.logsnr(time)) for time in (times.t, times.s, times.t_step))
-    weight = _columns((rho_s - rho_t) / (rho_step - rho_t), x_ref)
-    target = torch.lerp(x_ref, x_teacher, weight)
-    if isinstance(x_var, Tensor) or x_var:
-        # the part of aDDIM's z_s that plain DDIM lacks, carried through DDIM to the boundary and back
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(times.t), schedule.alpha_sigma(times.s)
-        ddim_s = _columns(alpha_s, z_t) * x_teacher + _columns(sigma_s / sigma_t, z_t) * (
-            z_t - _columns(alpha_t, z_t) * x_teacher
-        )
-        excess = (
-            addim(x_teacher, z_t, x_var, alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s) - ddim_s
-        )
-        target = target + excess * _columns(1 / (sigma_s * (rho_step - rho_t)), z_t)
-    return target
+    target = torch.lerp(x_ref, x_teacher, _columns((rho_s - rho_t) / (rho_step - rho_t), x_ref))
+    # the part of aDDIM's z_s that plain DDIM lacks, (c - sigma_s) eps_hat with c^2 = sigma_s^2 + added, carried through
+    # DDIM to the boundary and back; c - sigma_s is written without the cancellation, so it is exactly 0 without x_var
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(times.t), schedule.alpha_sigma(times.s)
+    eps_hat = (z_t - _columns(alpha_t, z_t) * x_teacher) / _columns(sigma_t, z_t)
+    energy = eps_hat.double().square().flatten(1).mean(1).clamp(min=MEAN_SQUARE_FLOOR)
+    added = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2 * x_var / energy
+    excess = added / ((sigma_s**2 + added).sqrt() + sigma_s)
+    return target + _columns(excess / (sigma_s * (rho_step - rho_t)), z_t) * eps_hat
 
 
 def distance(objective: Objective, v_diff: Tensor, sigma_t: Tensor) -> Tensor:

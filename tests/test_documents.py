@@ -1,0 +1,56 @@
+"""README and docs say what is true: tables come from result files, links lead somewhere, commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion.family import open_family
+from training.report import dial_table
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FAMILIES = sorted(path.parent for path in (ROOT / "families").glob("*/family.json"))
+
+
+@pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
+def test_the_tables_of_bundled_families_are_what_their_frontiers_say(folder: Path) -> None:
+    family = open_family(folder)
+    assert family.frontier is not None, "a bundled family is measured"
+    marked = re.compile(rf"<!-- dial {family.name} -->\n(.*?)<!-- end -->", re.DOTALL)
+    tables = [found[1] for document in DOCUMENTS for found in marked.finditer(document.read_text())]
+    assert tables == [dial_table(family.frontier)]
+
+
+@pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
+def test_every_position_that_a_bundled_family_offers_was_measured(folder: Path) -> None:
+    family = open_family(folder)
+    assert family.frontier is not None
+    assert {position.steps for position in family.frontier.positions} == set(family.positions)
+
+
+def test_the_bundled_families_are_small_enough_to_clone() -> None:
+    size = sum(file.stat().st_size for file in (ROOT / "families").rglob("*") if file.is_file())
+    assert size < 60e6
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert all((document.parent / target).exists() for target in local), local
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
+    lines = re.findall(
+        r"stepdial (serve|train|distill|evaluate|sample|report|families)((?: +[^`\n|]+)?)", document.read_text()
+    )
+    for command in {command for command, _ in lines}:
+        shown = subprocess.run(
+            [sys.executable, ROOT / "stepdial.py", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        flags = {flag for name, rest in lines if name == command for flag in re.findall(r"(?<!\S)--[a-z-]+", rest)}
+        assert all(flag in shown for flag in flags), (command, flags)
