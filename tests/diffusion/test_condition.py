@@ -80,7 +80,9 @@ def test_any_text_is_a_condition_or_a_refusal_that_is_not_long(text: str):
         assert error.field == "prompt" and len(str(error)) < 400
 
 
-@pytest.mark.parametrize(("label", "value"), [("zero", 1), ("one", 2), (0, 1), ("1", 2), (2, 3), ("2", 3), ("7", 3), (7, 3)])
+@pytest.mark.parametrize(
+    ("label", "value"), [("zero", 1), ("one", 2), (0, 1), ("1", 2), (2, 3), ("2", 3), ("7", 3), (7, 3)]
+)
 def test_a_label_is_a_name_or_a_number_and_a_name_goes_first(label: str | int, value: int):
     assert LABELS.encode(label=label) == (value,)
 

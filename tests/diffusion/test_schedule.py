@@ -148,9 +148,7 @@ def test_a_schedule_that_makes_no_sense_is_refused_by_name(settings: dict, named
 def test_karras_times_reproduce_the_sigmas_of_equation_5(steps: int):
     schedule = CosineSchedule()
     times = karras_times(schedule, steps)
-    expected = [
-        (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)
-    ]
+    expected = [(80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)]
     alpha, sigma = schedule.alpha_sigma(times[1:-1])
     assert torch.allclose(sigma / alpha, torch.tensor(expected[1:], dtype=torch.float64), rtol=1e-6)
     assert times[0] == 1 and times[-1] == 0 and len(times) == steps + 1
