@@ -51,6 +51,9 @@ class Engine:
             for bucket in self._buckets:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
         self._check_golden()
+        log.info(
+            "family %s is ready on %s, its dial has %s", self.family.name, self.device, list(self.family.positions)
+        )
 
     def wave(self, turns: Sequence[Turn]) -> list[Any]:
         """Take one hop of each turn, all of one member; return latents (C, H, W), or for last turns images (H, W, C).

@@ -50,7 +50,8 @@ TABLE: dict[type[Exception], Answer] = {
 }
 """Every failure that has an answer of its own; whatever else is raised is a plain 500."""
 
-STARTING_RETRY_SECONDS = 5
+STARTING_RETRY_SECONDS = 2
+"""When to try again a server that is starting, or one whose replacement is."""
 
 
 def answer_for(error: Exception) -> Answer:

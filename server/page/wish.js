@@ -21,13 +21,13 @@ export class Wish {
   // The fields of a request that say what to draw.
   get fields() {
     if (this.conditioning.kind === "prompt") return { prompt: this.input.value };
-    if (this.conditioning.kind === "label") return { label: Number(this.choices.label.value) };
+    if (this.conditioning.kind === "label") return { label: this.choices.label.value };
     return {};
   }
 
   get text() {
     if (this.conditioning.kind === "prompt") return this.input.value.trim();
-    if (this.conditioning.kind === "label") return this.choices.label.selectedOptions[0].textContent;
+    if (this.conditioning.kind === "label") return this.choices.label.value;
     return "";
   }
 
@@ -52,7 +52,7 @@ export class Wish {
   }
 
   pick(sentence, onChange) {
-    const choice = select("label", this.conditioning.labels.map((name, number) => [String(number), name]), null);
+    const choice = select("label", this.conditioning.labels.map((name) => [name, name]), null);
     choice.addEventListener("change", onChange);
     this.choices.label = choice;
     sentence.append(choice);

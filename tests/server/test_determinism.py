@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 
 from diffusion.family import Family, GoldenSample
+from diffusion.plans import Hop, Plan
 from server.engine import Engine, choose_device
 from server.invariance import invariant_buckets
 from server.samples import Sample
 from server.scheduler import Scheduler
 from tests.server.tiny import draw_alone
+
+THREE = Plan(
+    hops=(
+        Hop(member="student-4", t=1.0, s=0.75),
+        Hop(member="student-4", t=0.75, s=0.5),
+        Hop(member="student-2", t=0.5, s=0.0),
+    )
+)
+"""Three evaluations that begin on one student and end on another."""
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +35,9 @@ def engine(family: Family) -> Engine:
 def wish(family: Family, number: int, *, exact: bool = True) -> Sample:
     """The so-manyth of a varied lot of samples."""
     chance = random.Random(number)
-    steps = chance.choice([1, 2, 4, 4, 4, 32])
+    steps = chance.choice([1, 2, 3, 4, 4, 32])
     condition = (chance.randint(0, 3), chance.randint(1, 2), chance.randint(0, 2))
-    plan = family.positions[steps]
+    plan = THREE if steps == 3 else family.positions[steps]
     guidance = chance.choice([0.0, 1.0, 2.5]) if steps == 32 else None
     w = family.guidance(plan, guidance)
     return Sample(plan, condition, seed=chance.randrange(2**63), index=chance.randint(0, 3), guidance=w, exact=exact)

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from diffusion.family import Family, open_family
+from diffusion.plans import Hop, Plan, student_plan, teacher_plan
 from server.app import create_app
 from server.failures import DeviceLost
 from server.samples import Sample
@@ -339,6 +340,21 @@ def test_the_frontier_is_the_file_and_a_missing_one_a_404(desk: Desk, family: Fa
     with Desk(Family(family.folder, family.manifest, None)) as unmeasured:
         problem(unmeasured.client.get("/frontier"), 404)
         assert unmeasured.client.get("/models").json()["data"][0]["positions"][0]["measured"] is None
+
+
+def test_the_frontier_adds_its_plans_to_the_dial_but_for_those_that_waves_cannot_draw(family: Family) -> None:
+    assert family.frontier is not None
+    mixed = Plan(hops=(*student_plan("student-4", 4).hops[:2], Hop(member="student-2", t=0.5, s=0.0)))
+    first = family.frontier.positions[0]
+    added = [
+        first.model_copy(update={"steps": 3, "plan": mixed, "source": "searched"}),
+        first.model_copy(update={"steps": 39, "plan": teacher_plan("teacher", 39, rule="heun")}),
+    ]
+    frontier = family.frontier.model_copy(update={"positions": (*family.frontier.positions, *added)})
+    with Desk(Family(family.folder, family.manifest, frontier)) as desk:
+        answer = desk.ask(WISH | {"steps": 3}).json()
+        assert answer["student"] == "student-4+student-2" and answer["steps_used"] == 3
+        assert 39 not in desk.ask(WISH | {"steps": 39}).json()["available_steps"]
 
 
 def test_families_with_labels_or_without_wishes_are_served_too(tmp_path: Path) -> None:

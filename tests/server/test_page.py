@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,27 +38,34 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture(params=["desktop", "phone"])
-def page(browser: Any, real_server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page, opened, its first image drawn; nothing may have complained at the end but what a test expects."""
+@pytest.fixture(scope="module", params=["desktop", "phone"])
+def window(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A window that notes what the page complains about, and whatever it loads from elsewhere."""
     phone = request.param == "phone"
-    context = browser.new_context(
-        viewport={"width": 390, "height": 844} if phone else {"width": 1280, "height": 900},
-        has_touch=phone,
-        reduced_motion="reduce",
-    )
-    page = context.new_page()
-    page.complaints = []
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
-    page.on(
-        "request", lambda asked: asked.url.startswith((real_server.url, "data:")) or page.complaints.append(asked.url)
-    )
-    page.goto(real_server.url)
-    expect(page.locator("#image")).to_be_visible()
-    yield page
-    assert page.complaints == []
+    size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 900}
+    context = browser.new_context(viewport=size, has_touch=phone, reduced_motion="reduce")
+    window = context.new_page()
+    window.complaints = []
+    window.on("pageerror", lambda error: window.complaints.append(str(error)))
+    window.on("console", lambda said: window.complaints.append(said.text) if said.type == "error" else None)
+    window.on("request", lambda asked: window.complaints.append(asked.url) if elsewhere(asked.url) else None)
+    yield window
     context.close()
+
+
+def elsewhere(url: str) -> bool:
+    """Whether a URL is neither the server's nor data."""
+    return not url.startswith(("http://127.0.0.1:", "data:"))
+
+
+@pytest.fixture
+def page(window: Any, real_server: ServerProcess) -> Iterator[Any]:
+    """The page, freshly opened, its first image drawn; a test takes out the complaints that it provokes."""
+    window.goto(real_server.url)
+    expect(window.locator("#image")).to_be_visible()
+    yield window
+    complaints, window.complaints[:] = window.complaints.copy(), []
+    assert complaints == []
 
 
 def drawn(page: Any) -> str:
@@ -165,7 +171,7 @@ def test_a_seed_longer_than_javascript_numbers_is_sent_digit_by_digit(page: Any)
     assert drawn(page) != long
 
 
-def test_the_strip_draws_the_same_seed_at_every_position(page: Any, tmp_path: Path) -> None:
+def test_the_strip_draws_the_same_seed_at_every_position(page: Any) -> None:
     shown = drawn(page)
     page.get_by_role("button", name="Draw all").click()
     tiles = page.locator("#tiles img")
@@ -176,7 +182,6 @@ def test_the_strip_draws_the_same_seed_at_every_position(page: Any, tmp_path: Pa
     expect(page.locator("#strip-caption")).to_contain_text("seed")
     page.get_by_role("button", name=re.compile("^1 steps")).click()
     expect(page.get_by_role("slider")).to_have_attribute("aria-valuenow", "1")
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
     page.get_by_role("button", name="New seed").click()
     expect(page.locator("#tiles .stale")).to_have_count(8)
 

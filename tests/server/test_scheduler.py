@@ -191,9 +191,9 @@ def test_a_caller_who_leaves_frees_its_work_at_the_next_wave() -> None:
 
     async def scenario(scheduler: Scheduler) -> None:
         device.gate.clear()
-        leaving = asyncio.ensure_future(scheduler.draw([Sample(PLANS[4], (), seed=seed) for seed in range(4)]))
-        await held(device, 1)
-        assert scheduler.evaluations == 36
+        leaving = asyncio.ensure_future(scheduler.draw([Sample(PLANS[4], (), seed=seed) for seed in range(8)]))
+        await held(device, 1)  # four are in the wave, four wait
+        assert scheduler.evaluations == 72
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         assert scheduler.evaluations == 0
