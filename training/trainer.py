@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -99,22 +99,28 @@ class Run:
         os.replace(temporary, self.checkpoint)
 
     def resume(self) -> bool:
-        """Load the checkpoint if there is one and tell so.  Raises TrainingError if it was made with other settings."""
+        """Load the checkpoint if there is one and tell so.
+
+        Raises TrainingError if it was made with other settings or cannot be read.
+        """
         if not self.checkpoint.exists():
             return False
-        with safe_open(self.checkpoint, framework="pt") as file:
-            about = json.loads(file.metadata()["run"])
-            if about["settings"] != json.loads(json.dumps(self.settings)):
-                changed = [
-                    key
-                    for key in self.settings
-                    if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))
-                ]
-                raise TrainingError(
-                    f"{self.folder.name} holds a run with other settings ({', '.join(changed)}); "
-                    "give the same ones to resume it, or remove the folder to start anew"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            with safe_open(self.checkpoint, framework="pt") as file:
+                about = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise TrainingError(
+                f"{self.checkpoint.name} of {self.folder.name} cannot be read; remove it to start anew"
+            ) from error
+        if about["settings"] != json.loads(json.dumps(self.settings)):
+            changed = [
+                key for key in self.settings if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))
+            ]
+            raise TrainingError(
+                f"{self.folder.name} holds a run with other settings ({', '.join(changed)}); "
+                "give the same ones to resume it, or remove the folder to start anew"
+            )
         self.network.load_state_dict(_under("network.", tensors))
         for name, value in _under("ema.", tensors).items():
             self.ema[name].copy_(value)

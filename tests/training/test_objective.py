@@ -282,14 +282,13 @@ def test_the_squared_v_loss_is_the_squared_x_loss_times_snr_plus_one():
     t, s = SCHEDULE.time(logsnr_t.double()), SCHEDULE.time(logsnr_s.double())
     boundary = torch.floor((t - 1e-6) * 4) / 4
     x_ref, x_hat = alpha_s * z_s - 0.3 * sigma_s * z_s, alpha_t * z_t - 0.3 * sigma_t * z_t
-    target = torch.stack(
-        [
-            torch.tensor(paper.inv_ddim(paper.ddim(*map(np.asarray, (x_ref[i], z_s[i])), *at_s, *at_b), np.asarray(z_t[i]), *at_t, *at_b))
-            if s[i] - boundary[i] > 1e-3 else x[i].double()
-            for i in range(8)
-            for at_t, at_s, at_b in [tuple(coefficients(float(time[i])) for time in (t, s, boundary))]
-        ]
-    )  # fmt: skip
+    targets = []
+    for row in range(8):
+        at_t, at_s, at_step = (coefficients(float(time[row])) for time in (t, s, boundary))
+        z_ref = paper.ddim(x_ref[row].numpy(), z_s[row].double().numpy(), *at_s, *at_step)
+        walked = torch.tensor(paper.inv_ddim(z_ref, z_t[row].double().numpy(), *at_t, *at_step))
+        targets.append(walked if s[row] - boundary[row] > 1e-3 else x[row].double())
+    target = torch.stack(targets)
     squared = (x_hat - target).square().mean((1, 2, 3)) / sigma_t.flatten() ** 2
     assert torch.allclose(loss.double(), squared, rtol=2e-2, atol=1e-4)
 
