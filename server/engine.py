@@ -51,9 +51,7 @@ class Engine:
             for bucket in self._buckets:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
         self._check_golden()
-        log.info(
-            "family %s is ready on %s, its dial has %s", self.family.name, self.device, list(self.family.positions)
-        )
+        log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
 
     def wave(self, turns: Sequence[Turn]) -> list[Any]:
         """Take one hop of each turn, all of one member; return latents (C, H, W), or for last turns images (H, W, C).
@@ -66,10 +64,8 @@ class Engine:
                 batch = [turns[number] for number in numbers]
                 for number, result in zip(numbers, self._wave(batch, bucket), strict=True):
                     results[number] = result
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(
-                    self.device
-                )  # the next wave is chosen when this one is done, not when it is queued
+            if self.device.type == "cuda":  # the next wave is chosen when this one is done, not when it is queued
+                torch.cuda.synchronize(self.device)
         except torch.OutOfMemoryError:
             raise
         except torch.AcceleratorError as error:

@@ -34,6 +34,10 @@ class ModelUnknown(Exception):
     """The request names a family that is not served."""
 
 
+class NotMeasured(Exception):
+    """The family has no frontier yet."""
+
+
 class FieldRefused(Exception):
     """One field of the request asks for something that this server or this family does not do."""
 

@@ -11,16 +11,17 @@ from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from diffusion.family import Family
+from diffusion.frontier import Frontier
 from server import metrics
 from server.accept import RAW_TYPES, wanted_format
 from server.contract import problems
 from server.dial import Dial, Wish
-from server.errors import answer_for, problem_response
-from server.failures import DeviceLost, FieldRefused, NotReady
+from server.errors import answer_for
+from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
 from server.images import Format
 from server.patience import while_connected
 from server.scheduler import Scheduler
-from server.schemas import GenerateRequest, GenerateResponse, ImageData, ModelList, Problem, Status, Timings
+from server.schemas import GenerateRequest, GenerateResponse, ImageData, ModelList, Status, Timings
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
@@ -48,7 +49,7 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
             metrics.REQUESTS.labels(steps, outcome).inc()
         if raw:
             return _raw_response(wish, pictures[0], raw, timings)
-        return _json_response(body, wish, pictures, timings)
+        return _json_response(wish, pictures, timings)
 
     return router
 
@@ -62,13 +63,10 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
         return ModelList(data=[dial.describe()])
 
     @router.get("/frontier", summary="What each dial position gives and costs, as measured", responses=problems(404))
-    async def frontier() -> Any:
+    async def frontier() -> Frontier:
         if family.frontier is None:
-            detail = f"family {family.name!r} was not measured yet; `stepdial evaluate` does it"
-            return problem_response(
-                Problem(type="/problems/not-measured", title="Not measured", status=404, detail=detail)
-            )
-        return family.frontier.model_dump(mode="json")
+            raise NotMeasured(f"family {family.name!r} was not measured yet; `stepdial evaluate` does it")
+        return family.frontier
 
     @router.get("/livez", summary="Whether the process is worth keeping", responses=problems(503))
     async def livez() -> Status:
@@ -123,7 +121,7 @@ def _raw_response(wish: Wish, picture: Picture, output_format: Format, timings: 
     return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
 
 
-def _json_response(body: GenerateRequest, wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
+def _json_response(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
     data = [ImageData(b64_json=base64.b64encode(p.data).decode(), seed=p.seed, index=p.index) for p in pictures]
     return GenerateResponse(
         id=f"img_{uuid.uuid4().hex}",

@@ -6,6 +6,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+BUNDLED_FAMILY = Path(__file__).parents[1] / "families" / "shapes"
+"""The family that comes with the code."""
+
 
 class Settings(BaseSettings):
     """Serve a family of step-dial networks over HTTP.
@@ -17,8 +20,8 @@ class Settings(BaseSettings):
         env_prefix="STEPDIAL_", frozen=True, extra="forbid", use_attribute_docstrings=True, cli_kebab_case=True
     )
 
-    family: Path
-    """Folder of the family to serve (it holds family.json)."""
+    family: Path = BUNDLED_FAMILY
+    """Folder of the family to serve (it holds family.json); the default is the bundled one."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
