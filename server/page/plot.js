@@ -2,7 +2,8 @@
 
 import { svg } from "/page/dial.js";
 
-const WIDTH = 460, HEIGHT = 210, LEFT = 46, RIGHT = 14, TOP = 16, BOTTOM = 30;
+const WIDTH = innerWidth < 600 ? 330 : 460; // drawn at about its own size, so that its words can be read on a phone
+const HEIGHT = 210, LEFT = 46, RIGHT = 14, TOP = 16, BOTTOM = 30;
 
 export class Plot {
   // points: [{steps, kind, mean, spread}] by rising steps. floor: the best that is possible, or null.
