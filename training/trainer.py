@@ -113,10 +113,9 @@ class Run:
             raise TrainingError(
                 f"{self.checkpoint.name} of {self.folder.name} cannot be read; remove it to start anew"
             ) from error
-        if about["settings"] != json.loads(json.dumps(self.settings)):
-            changed = [
-                key for key in self.settings if about["settings"].get(key) != json.loads(json.dumps(self.settings[key]))
-            ]
+        before, now = about["settings"], json.loads(json.dumps(self.settings))
+        if before != now:
+            changed = [key for key in before | now if before.get(key) != now.get(key)]
             raise TrainingError(
                 f"{self.folder.name} holds a run with other settings ({', '.join(changed)}); "
                 "give the same ones to resume it, or remove the folder to start anew"

@@ -1,6 +1,5 @@
 """A family trained in seconds, and Hypothesis without a deadline and with the same examples every time."""
 
-
 import pytest
 import torch
 from hypothesis import settings

@@ -125,6 +125,14 @@ def test_other_settings_are_refused_by_name(tmp_path: Path):
     assert simple(tmp_path / "run").resume()
 
 
+def test_settings_that_came_or_went_since_are_named_too(tmp_path: Path):
+    fit(simple(tmp_path / "run"), Points(), square_loss)
+    later = simple(tmp_path / "run")
+    later.settings = {"news": 1} | {key: value for key, value in later.settings.items() if key != "clip"}
+    with pytest.raises(TrainingError, match=r"\(clip, news\)"):
+        later.resume()
+
+
 def test_a_checkpoint_that_cannot_be_read_stops_with_a_sentence(tmp_path: Path):
     run = simple(tmp_path)
     fit(run, Points(), square_loss)
