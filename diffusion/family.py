@@ -324,6 +324,7 @@ def write_tensors(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.partial"
     save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, metadata=metadata)
+    temporary.chmod(0o644)  # safetensors writes for the owner alone; a server may run as somebody else
     os.replace(temporary, folder / name)
     return FileRecord(file=name, sha256=file_sha256(folder / name))
 

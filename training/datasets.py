@@ -25,6 +25,8 @@ class DataSet(Protocol):
     """What training needs of data."""
 
     name: str
+    description: str
+    """One sentence for people, kept in the family."""
     resolution: int
     channels: int
     conditioning: Conditioning
@@ -37,6 +39,7 @@ class Shapes:
     """The procedural captioned set (training/shapes.py), or only its combinations held out of training."""
 
     channels = 3
+    description = "Coloured shapes on plain backgrounds."
     conditioning: Conditioning = shapes.CONDITIONING
 
     def __init__(self, resolution: int = 32, *, held_out: bool = False):
@@ -58,6 +61,7 @@ class FiniteSet:
 
     def __init__(self, name: str, images: np.ndarray, conditions: np.ndarray, conditioning: Conditioning):
         """images uint8 (N, H, W, C); conditions int64 (N, slots)."""
+        self.description = f"Trained on {len(images):,} images of {name}."
         self.name, self.images, self.conditions, self.conditioning = name, images, conditions, conditioning
         self.resolution, self.channels = images.shape[1], images.shape[3]
 

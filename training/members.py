@@ -1,6 +1,7 @@
 """From a finished run to a member of a family on disk: weights, manifest, golden samples."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,7 @@ def new_manifest(name: str, data: DataSet, schedule: CosineSchedule, *, guidance
     conditioning: Conditioning = data.conditioning
     return Manifest(
         name=name,
+        description=data.description,
         resolution=data.resolution,
         channels=data.channels,
         schedule=schedule,
@@ -195,6 +197,9 @@ def progress_grid(manifest: Manifest, data: DataSet, *, steps: int | None) -> Ca
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for one writer: students of one family may be trained by several processes side by side."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
