@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -19,6 +21,7 @@ from diffusion.plans import Hop, Plan, student_plan, teacher_plan
 from server.app import create_app
 from server.failures import DeviceLost
 from server.samples import Sample
+from server.schemas import GenerateRequest
 from server.settings import Settings
 from tests.server.crowd import FakeDevice, picture_of
 from tests.server.tiny import LABELS, UNCONDITIONAL, write_tiny_family
@@ -213,6 +216,25 @@ def test_guidance_is_taken_by_the_teacher_and_refused_by_students_unless_it_is_t
 )
 def test_a_wrong_field_is_pointed_at(desk: Desk, change: dict[str, Any], pointer: str) -> None:
     assert blamed(desk.ask(WISH | change)) == [pointer]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+fields = st.sampled_from([*GenerateRequest.model_fields, "deadline_ms", "plan", "x"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(change=st.dictionaries(fields, anything, max_size=4))
+def test_whatever_is_in_the_fields_the_answer_is_an_image_or_a_problem_that_is_the_clients(
+    desk: Desk, change: dict[str, Any]
+) -> None:
+    answer = desk.ask(json.dumps(WISH | change))
+    if answer.status_code != 200:
+        assert answer.status_code in (404, 422)
+        problem(answer, answer.status_code)
 
 
 def test_a_header_and_a_field_that_contradict_each_other_are_refused(desk: Desk) -> None:

@@ -171,6 +171,7 @@ def test_a_seed_longer_than_javascript_numbers_is_sent_digit_by_digit(page: Any)
     assert drawn(page) != long
 
 
+@pytest.mark.parametrize("window", ["desktop"], indirect=True)
 def test_the_strip_draws_the_same_seed_at_every_position(page: Any) -> None:
     shown = drawn(page)
     page.get_by_role("button", name="Draw all").click()
