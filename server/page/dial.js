@@ -3,7 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CENTRE = 170, TRACK = 112, LABELS = 147, KNOB = 82;
 const FIRST = -135, LAST = 135; // degrees from the top, clockwise
-const OVER = 6, GAP = 1.2; // the track goes a little over its ends, and is parted between students and teacher
+const OVER = 5, GAP = 1.2; // the track goes a little over its ends, and is parted between students and teacher
 
 export function svg(name, attributes = {}, text = "") {
   const element = document.createElementNS(SVG, name);

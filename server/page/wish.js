@@ -1,5 +1,7 @@
 // What to draw: a sentence with a choice for each slot and a line for one's own words, a class picker, or nothing.
 
+const BUTTONS = 24; // classes
+
 export class Wish {
   // conditioning: as in GET /models. onChange(): called when the wish has changed.
   constructor(conditioning, { sentence, words, input, fieldset }, onChange) {
@@ -21,13 +23,13 @@ export class Wish {
   // The fields of a request that say what to draw.
   get fields() {
     if (this.conditioning.kind === "prompt") return { prompt: this.input.value };
-    if (this.conditioning.kind === "label") return { label: this.choices.label.value };
+    if (this.conditioning.kind === "label") return { label: this.label };
     return {};
   }
 
   get text() {
     if (this.conditioning.kind === "prompt") return this.input.value.trim();
-    if (this.conditioning.kind === "label") return this.choices.label.value;
+    if (this.conditioning.kind === "label") return this.label;
     return "";
   }
 
@@ -51,11 +53,23 @@ export class Wish {
     sentence.hidden = false;
   }
 
+  // A few classes are buttons to choose one of, many are a list.
   pick(sentence, onChange) {
-    const choice = select("label", this.conditioning.labels.map((name) => [name, name]), null);
-    choice.addEventListener("change", onChange);
-    this.choices.label = choice;
-    sentence.append(choice);
+    const { labels } = this.conditioning;
+    this.label = labels[Math.floor(Math.random() * labels.length)];
+    const choose = (event) => {
+      this.label = event.target.value;
+      onChange();
+    };
+    if (labels.length <= BUTTONS) {
+      for (const name of labels) sentence.append(radio(name, name === this.label, choose));
+    } else {
+      const choice = select("label", labels.map((name) => [name, name]), null);
+      choice.value = this.label;
+      choice.addEventListener("change", choose);
+      sentence.append(choice);
+    }
+    sentence.classList.add("classes");
     sentence.hidden = false;
   }
 
@@ -71,6 +85,15 @@ export class Wish {
       choice.value = this.conditioning.slots[slot].find((word) => words.includes(word)) ?? "";
     }
   }
+}
+
+function radio(name, checked, onChange) {
+  const button = document.createElement("input");
+  Object.assign(button, { type: "radio", name: "label", value: name, checked });
+  button.addEventListener("change", onChange);
+  const label = document.createElement("label");
+  label.append(button, name);
+  return label;
 }
 
 function select(name, options, open) {

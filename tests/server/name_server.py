@@ -22,7 +22,7 @@ class FragileDevice(FakeDevice):
 
     def wave(self, turns: Sequence[Turn]) -> list[Any]:
         """Take one hop of each turn, or be lost."""
-        if any(turn.sample.condition[1] == RING for turn in turns):
+        if any(turn.sample.condition[1:2] == (RING,) for turn in turns):
             raise DeviceLost("rings break this device")
         return super().wave(turns)
 

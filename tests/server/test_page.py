@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.processes import ServerProcess
+from tests.server.processes import ServerProcess, serve_names
+from tests.server.tiny import LABELS, write_tiny_family
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page was not tested")
 expect = sync_api.expect
@@ -144,6 +146,18 @@ def test_the_sentence_makes_the_prompt_and_the_prompt_the_sentence(page: Any) ->
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("^green star, navy, drawn in 4 steps"))
 
 
+@pytest.mark.parametrize("window", ["phone"], indirect=True)
+def test_a_family_with_classes_has_a_picker(window: Any, tmp_path: Path) -> None:
+    with serve_names(write_tiny_family(tmp_path / "classes", LABELS, steps=(1,))) as server:
+        window.goto(server.url)
+        expect(window.locator("#image")).to_be_visible()
+        window.get_by_role("radio", name="two").click()
+        expect(window.locator("#image")).to_have_attribute("alt", "two, drawn in 1 step")
+        window.keyboard.press("ArrowLeft")
+        expect(window.locator("#image")).to_have_attribute("alt", "one, drawn in 1 step")
+        assert window.complaints == []
+
+
 def test_a_refusal_is_shown_in_words_and_goes_away(page: Any) -> None:
     page.locator("#prompt").fill("a red car")
     page.keyboard.press("Enter")
@@ -175,6 +189,8 @@ def test_a_seed_longer_than_javascript_numbers_is_sent_digit_by_digit(page: Any)
 def test_the_strip_draws_the_same_seed_at_every_position(page: Any) -> None:
     shown = drawn(page)
     page.get_by_role("button", name="Draw all").click()
+    expect(page.locator("#tiles .waiting").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     tiles = page.locator("#tiles img")
     for number in range(tiles.count()):
         expect(tiles.nth(number)).to_be_visible()
