@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,14 @@ import httpx2
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120
 """Seconds after which a server that does not come up, or down, fails its test."""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, but not for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 class ServerProcess:
@@ -37,10 +45,7 @@ class ServerProcess:
     def __enter__(self) -> "ServerProcess":
         self.url = self._urls.get(timeout=PATIENCE) or ""
         assert self.url, self.output
-        deadline = time.monotonic() + PATIENCE
-        while self.get("/readyz").status_code != 200:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.output
-            time.sleep(0.05)
+        wait_until(lambda: self.get("/readyz").status_code == 200)
         return self
 
     def __exit__(self, *exception: Any) -> None:

