@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.family import Family, open_family
+from tests.server.desk import Desk
 from tests.server.processes import ServerProcess, serve_real
 from tests.server.tiny import write_tiny_family
 
@@ -27,3 +28,10 @@ def real_server(family_folder: Path) -> Iterator[ServerProcess]:
     """A server of the tiny family, as users start it."""
     with serve_real(family_folder, "--max-wave", "8") as server:
         yield server
+
+
+@pytest.fixture
+def desk(family: Family) -> Iterator[Desk]:
+    """A client of an app of the tiny family; its device draws names."""
+    with Desk(family) as desk:
+        yield desk

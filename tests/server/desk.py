@@ -1,0 +1,73 @@
+"""A client at the desk of an app whose device draws names."""
+
+import io
+import json
+import threading
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from diffusion.family import Family
+from server.app import create_app
+from server.settings import Settings
+from tests.server.crowd import FakeDevice
+
+WISH = {"prompt": "a red star on mint", "steps": 4, "seed": 7}
+
+
+class Desk:
+    """A client of an app whose device is a fake."""
+
+    def __init__(self, family: Family, **settings: Any):
+        self.device = FakeDevice()
+        self.stopped = threading.Event()
+        self.settings = Settings(family=family.folder, **settings)
+        self.app = create_app(self.settings, family, self.device, stop=self.stopped.set)
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    def __enter__(self) -> "Desk":
+        self.client.__enter__()
+        while self.client.get("/readyz").status_code == 503 and not self.stopped.is_set():
+            pass
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.device.gate.set()
+        self.client.__exit__(*exception)
+
+    def ask(self, wish: Any = WISH, **headers: str) -> Any:
+        """POST /generate; a str or bytes wish is the raw body."""
+        content = wish if isinstance(wish, str | bytes) else json.dumps(wish)
+        return self.client.post("/generate", content=content, headers={"content-type": "application/json"} | headers)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """Decode an image file."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def problem(answer: Any, status: int) -> dict[str, Any]:
+    """Check that the answer is a problem of this status and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert found["status"] == status and found["title"] and found["detail"] and found["type"].startswith("/problems/")
+    assert "Traceback" not in answer.text and "site-packages" not in answer.text
+    return found
+
+
+def blamed(answer: Any) -> list[str]:
+    """Check that the answer is a 422 and return the pointers it blames."""
+    return [error["pointer"] for error in problem(answer, 422)["errors"]]
+
+
+def value(desk: Desk, name: str, /, **labels: str) -> float:
+    """Read one metric off /metrics; 0 where there is none yet."""
+    for family in text_string_to_metric_families(desk.client.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample.value
+    return 0.0
