@@ -51,5 +51,15 @@ browser:
 	$(PIP) --editable '.[training,gpu,dev]'
 	@touch $@
 
+# the recorded commands of the bundled families; about two hours for shapes and half an hour for digits on two cores
+family: .venv/.test
+	OMP_NUM_THREADS=1; export OMP_NUM_THREADS; set -e; \
+	$(BIN)/stepdial train --data shapes --family families/shapes --iterations 10000 --batch 24 --lr 8e-4 --seed 1; \
+	distill="$(BIN)/stepdial distill --family families/shapes --guidance 1 --batch 24 --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1"; \
+	($$distill --steps 1 --iterations 4000 && $$distill --steps 2 --iterations 2000) & first=$$!; \
+	$$distill --steps 4 --iterations 2000; $$distill --steps 8 --iterations 1000; $$distill --steps 16 --iterations 800; wait $$first; \
+	$(BIN)/stepdial train --data digits --preset tiny8 --family families/digits --iterations 1500 --batch 128 --lr 1e-3 --ema 0.998 --teacher-guidance 0 --seed 1; \
+	$(BIN)/stepdial distill --family families/digits --iterations 400 --batch 128 --lr 1e-3 --warmup 40 --decay-from 0.4 --ema 0.99 --seed 1
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
