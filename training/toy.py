@@ -24,7 +24,6 @@ from training.objective import Objective, consistency_loss
 
 SCHEDULE = CosineSchedule(image_resolution=1, noise_resolution=1)
 """The plain cosine schedule: a point has no resolution to shift to."""
-ANNEAL = {"teacher_steps_start": 8, "teacher_steps_end": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +152,8 @@ def figure_objective(steps: int, iterations: int) -> Objective:
         distance="snr1_x_huber",
         huber_epsilon=1e-3,
         anneal_iterations=int(0.6 * iterations),
-        **ANNEAL,
+        teacher_steps_start=8,
+        teacher_steps_end=256,
     )
 
 
