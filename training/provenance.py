@@ -19,12 +19,19 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Return git's name of the code, "-dirty" appended if it was changed since, or "unknown" outside a checkout."""
+    """Return git's name of the code, "-dirty" appended if the code was changed since, or "unknown" outside a checkout."""
     try:
-        asked = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return _git("rev-parse", "--short=12", "HEAD") + (
+            "-dirty" if _git("status", "--porcelain", "--", "*.py") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def device_name(device: torch.device) -> str:
