@@ -254,9 +254,7 @@ class Report(Command):
     def cli_cmd(self) -> None:
         """Write the table."""
         family = open_family(self.family)
-        if family.frontier is None:
-            raise SystemExit(f"family {family.name!r} has not been measured; run stepdial evaluate first")
-        write_report(family.frontier, self.file)
+        write_report(family, self.file)
         print(f"wrote the table of {family.name} into {self.file}")
 
 

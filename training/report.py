@@ -3,66 +3,78 @@
 import re
 from pathlib import Path
 
+from diffusion.family import Family
 from diffusion.frontier import Frontier, Measure, Position
 from training.datasets import DataError
 
 
-def dial_table(frontier: Frontier) -> str:
-    """Return the frontier as a Markdown table and a sentence that says how it was measured."""
-    head = "| steps | drawn by | Fréchet distance | real images | prompt obeyed | held-out prompts | one image | images/s |"
+def dial_table(family: Family) -> str:
+    """Return a family's frontier as a Markdown table, and how it was measured.  Raises DataError if it was not."""
+    frontier = family.frontier
+    if frontier is None:
+        raise DataError(f"family {family.name!r} has not been measured; run stepdial evaluate first")
+    head = "| steps | drawn by | Fréchet distance | of real images | obeyed | held-out prompts | one image | images/s |"
     rows = [head, "|---:|---|---:|---:|---:|---:|---:|---:|", *map(_row, frontier.positions)]
-    return "\n".join(rows) + "\n\n" + _how(frontier) + "\n"
+    missing = sorted(set(family.positions) - {position.steps for position in frontier.positions})
+    notes = [f"Offered, but not measured yet: {', '.join(map(str, missing))} steps."] if missing else []
+    return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *map(_run, _runs(frontier)), *notes]) + "\n"
 
 
 def _row(position: Position) -> str:
+    runs = len(position.seeds)
     cells = (
         str(position.steps),
         position.source,
-        _number(position.frechet, 2),
-        _number(position.floor, 2),
-        _percent(position.agreement),
-        _percent(position.agreement_held_out),
+        _number(position.frechet, runs),
+        _number(position.floor, runs),
+        _number(position.agreement, runs, percent=True),
+        _number(position.agreement_held_out, runs, percent=True),
         f"{position.latency_ms.mean:,.0f} ms",
-        f"{position.images_per_second:,.1f}",
+        f"{position.images_per_second:,.0f}",
     )
     return "| " + " | ".join(cells) + " |"
 
 
-def _number(value: Measure, digits: int) -> str:
-    return f"{value.mean:.{digits}f} ± {value.spread:.{digits}f}"
+def _number(value: Measure | None, runs: int, *, percent: bool = False) -> str:
+    if value is None:
+        return ""
+    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
+    spread = f" ± {scale * value.spread:.{digits}f}" if runs > 1 else ""
+    return f"{scale * value.mean:.{digits}f}{spread}{unit}"
 
 
-def _percent(value: Measure | None) -> str:
-    return "" if value is None else f"{100 * value.mean:.1f} ± {100 * value.spread:.1f} %"
-
-
-def _how(frontier: Frontier) -> str:
-    sizes = sorted({(position.samples, len(position.seeds)) for position in frontier.positions}, reverse=True)
-    counts = " and ".join(
-        f"{samples} images in each of {runs} runs"
-        if len(sizes) == 1
-        else f"{samples} images in {runs} run(s) "
-        f"at steps {', '.join(str(p.steps) for p in frontier.positions if (p.samples, len(p.seeds)) == (samples, runs))}"
-        for samples, runs in sizes
-    )
-    first = frontier.positions[0]
-    devices = sorted({position.measured.device for position in frontier.positions})
-    precisions = sorted({position.measured.precision for position in frontier.positions})
+def _ruler(frontier: Frontier) -> str:
     return (
-        f"Distance to {frontier.reference}; judge: {frontier.judge}. {counts[0].upper()}{counts[1:]}, drawn in "
-        f'{" or ".join(precisions)}; ± is the standard deviation over runs; "real images" is the distance of as many real '
-        f"ones. Speed on {'; '.join(devices)}, fp32; images/s at {first.batch} at a time. "
-        f"Made by `{first.measured.command}` at {first.measured.commit}."
+        f"Distance to {frontier.reference}, and of as many other real images to them; judge: {frontier.judge}. "
+        "± is the standard deviation over runs."
     )
 
 
-def write_report(frontier: Frontier, file: Path) -> None:
+def _runs(frontier: Frontier) -> list[list[Position]]:
+    """The positions in groups that one command measured, in the order of their first steps."""
+    groups: dict[tuple[str, str], list[Position]] = {}
+    for position in frontier.positions:
+        groups.setdefault((position.measured.command, position.measured.commit), []).append(position)
+    return list(groups.values())
+
+
+def _run(positions: list[Position]) -> str:
+    first, steps = positions[0], ", ".join(str(position.steps) for position in positions)
+    how = first.measured
+    return (
+        f"Steps {steps}: {first.samples} images in {len(first.seeds)} run(s), networks in {how.precision}; speed in fp32, images/s "
+        f"{first.batch} at a time, on {how.device}; `{how.command}` at {how.commit}."
+    )
+
+
+def write_report(family: Family, file: Path) -> None:
     """Replace what stands between the file's markers `<!-- dial NAME -->` and `<!-- end -->` by the table.
 
-    Raises DataError if the markers are missing.
+    Raises DataError if the markers are missing or the family has not been measured.
     """
     text = file.read_text()
-    pattern = re.compile(rf"(<!-- dial {re.escape(frontier.family)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- dial {re.escape(family.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise DataError(f"{file.name} has no markers <!-- dial {frontier.family} --> and <!-- end -->")
-    file.write_text(pattern.sub(lambda found: found[1] + dial_table(frontier) + found[2], text))
+        raise DataError(f"{file.name} has no markers <!-- dial {family.name} --> and <!-- end -->")
+    table = dial_table(family)
+    file.write_text(pattern.sub(lambda found: found[1] + table + found[2], text))
