@@ -30,7 +30,7 @@ class Provenance(_Record):
     device: str
     """What it was measured on."""
     precision: str
-    """Network arithmetic of the quality runs: "fp32" or "bf16" (autocast); speed is fp32, as served."""
+    """Network arithmetic: "fp32", as it is served, or "bf16" (autocast)."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that matter."""
     measured_at: str
@@ -67,6 +67,9 @@ class Position(_Record):
     batch: int
     """Images at a time behind images_per_second."""
     measured: Provenance
+    """How quality was measured."""
+    timed: Provenance
+    """How speed was measured."""
 
 
 class Frontier(_Record):

@@ -16,7 +16,7 @@ from diffusion.family import Family, FamilyError, open_family
 from diffusion.pictures import grid, save_picture
 from training import provenance
 from training.datasets import DataError, DataSet, open_data
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import Evaluation, evaluate, time_again
 from training.members import add_member, draw, new_manifest, progress_grid, training_record
 from training.report import write_report
 from training.student import StudentSettings, new_student_run, student_loss
@@ -150,6 +150,8 @@ class Evaluate(Command):
     """Runs with different seeds, for the spread."""
     data: str | None = None
     """Real images to compare with; by default the teacher's data (a folder has to be named again)."""
+    only_speed: bool = False
+    """Time positions that are in the frontier already again, and leave their quality as it was measured."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Network arithmetic of the quality runs: fp32, as it is served, or bf16. Speed is always measured in fp32."""
     device: str = "auto"
@@ -164,18 +166,22 @@ class Evaluate(Command):
             raise SystemExit(
                 f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
             )
-        evaluate(
-            family,
-            data_of(family, self.data),
-            positions,
-            Evaluation(
-                samples=self.samples,
-                seeds=tuple(range(2001, 2001 + self.seeds)),
-                precision=self.precision,
-                device=choose_device(self.device),
-                command=provenance.command(),
-            ),
+        evaluation = Evaluation(
+            samples=self.samples,
+            seeds=tuple(range(2001, 2001 + self.seeds)),
+            precision=self.precision,
+            device=choose_device(self.device),
+            command=provenance.command(),
         )
+        if not self.only_speed:
+            evaluate(family, data_of(family, self.data), positions, evaluation)
+            return
+        measured = {position.steps for position in family.frontier.positions} if family.frontier else set()
+        if not measured.issuperset(positions):
+            raise SystemExit(
+                f"positions {sorted(set(positions) - measured)} are not in the frontier; measure them first"
+            )
+        time_again(family, positions, evaluation)
 
 
 class Sample(Command):

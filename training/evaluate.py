@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from training.teacher import in_precision
 
 REFERENCE_IMAGES = 10_000
 BATCH = 64
+TIMED_BATCH = 16
 _REAL_SEED = 101
 
 
@@ -111,18 +113,33 @@ def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Ev
     for steps in positions:
         position = measure_position(family, yardstick, steps, floor, evaluation)
         print(summary(position))
-        with locked(family.folder):
-            old = open_family(family.folder).frontier
-            compares = old and (old.judge, old.reference) == (yardstick.description, yardstick.reference)
-            kept = {other.steps: other for other in old.positions} if old and compares else {}
-            frontier = Frontier(
-                family=family.name,
-                reference=yardstick.reference,
-                judge=yardstick.description,
-                positions=tuple(other for _, other in sorted((kept | {steps: position}).items())),
-            )
-            write_json(family.folder, FRONTIER, frontier)
+        frontier = keep(family, position, reference=yardstick.reference, judge=yardstick.description)
     return frontier
+
+
+def time_again(family: Family, positions: list[int], evaluation: Evaluation) -> Frontier:
+    """Measure the speed of positions that the frontier holds anew, on a machine with nothing else to do, say."""
+    assert family.frontier is not None
+    frontier = family.frontier
+    measured = {position.steps: position for position in frontier.positions}
+    for steps in positions:
+        update = _speed(family, measured[steps].plan, evaluation)
+        position = measured[steps].model_copy(update=update)
+        print(summary(position))
+        frontier = keep(family, position, reference=frontier.reference, judge=frontier.judge)
+    return frontier
+
+
+def keep(family: Family, position: Position, *, reference: str, judge: str) -> Frontier:
+    """Write a position into the family's frontier file, beside those taken with the same judge and reference."""
+    with locked(family.folder):
+        old = open_family(family.folder).frontier
+        compares = old and (old.judge, old.reference) == (judge, reference)
+        kept = {other.steps: other for other in old.positions} if old and compares else {}
+        positions = tuple(other for _, other in sorted((kept | {position.steps: position}).items()))
+        frontier = Frontier(family=family.name, reference=reference, judge=judge, positions=positions)
+        write_json(family.folder, FRONTIER, frontier)
+        return frontier
 
 
 def measure_position(
@@ -142,8 +159,6 @@ def measure_position(
         if isinstance(data, Shapes):
             _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
             right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
-    served = sampler(family, plan, replace(evaluation, precision="fp32"))  # the server's arithmetic
-    latency, rate = time_it(served, condition[:BATCH])
     student = family.manifest.member(plan.members[0])
     return Position(
         steps=steps,
@@ -156,17 +171,27 @@ def measure_position(
         floor=floor,
         agreement=measure(right) if right else None,
         agreement_held_out=measure(right_held_out) if right_held_out else None,
-        latency_ms=latency,
-        images_per_second=rate,
-        batch=BATCH,
-        measured=Provenance(
-            command=evaluation.command,
-            commit=provenance.commit(),
-            device=provenance.device_name(evaluation.device),
-            precision=evaluation.precision,
-            versions=provenance.versions(),
-            measured_at=provenance.now(),
-        ),
+        measured=_provenance(evaluation),
+        **_speed(family, plan, evaluation),
+    )
+
+
+def _speed(family: Family, plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the fields of a position that say how fast it is, in the server's arithmetic and largest wave."""
+    served = replace(evaluation, precision="fp32")
+    condition = torch.ones(TIMED_BATCH, len(family.manifest.conditioning.sizes), dtype=torch.int64)
+    latency, rate = time_it(sampler(family, plan, served), condition)
+    return {"latency_ms": latency, "images_per_second": rate, "batch": TIMED_BATCH, "timed": _provenance(served)}
+
+
+def _provenance(evaluation: Evaluation) -> Provenance:
+    return Provenance(
+        command=evaluation.command,
+        commit=provenance.commit(),
+        device=provenance.device_name(evaluation.device),
+        precision=evaluation.precision,
+        versions=provenance.versions(),
+        measured_at=provenance.now(),
     )
 
 

@@ -1,6 +1,7 @@
 """`stepdial report`: the frontier as a table in a Markdown file, so that no number is ever typed."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from diffusion.family import Family
@@ -17,7 +18,7 @@ def dial_table(family: Family) -> str:
     rows = [head, "|---:|---|---:|---:|---:|---:|---:|---:|", *map(_row, frontier.positions)]
     missing = sorted(set(family.positions) - {position.steps for position in frontier.positions})
     notes = [f"Offered, but not measured yet: {', '.join(map(str, missing))} steps."] if missing else []
-    return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *map(_run, _runs(frontier)), *notes]) + "\n"
+    return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *_how(frontier), *notes]) + "\n"
 
 
 def _row(position: Position) -> str:
@@ -50,21 +51,18 @@ def _ruler(frontier: Frontier) -> str:
     )
 
 
-def _runs(frontier: Frontier) -> list[list[Position]]:
-    """The positions in groups that one command measured, in the order of their first steps."""
-    groups: dict[tuple[str, str], list[Position]] = {}
+def _how(frontier: Frontier) -> list[str]:
+    """Say how the positions were measured: a sentence for each command, quality first, then speed."""
+    quality, speed = defaultdict(list), defaultdict(list)
     for position in frontier.positions:
-        groups.setdefault((position.measured.command, position.measured.commit), []).append(position)
-    return list(groups.values())
-
-
-def _run(positions: list[Position]) -> str:
-    first, steps = positions[0], ", ".join(str(position.steps) for position in positions)
-    how = first.measured
-    return (
-        f"Steps {steps}: {first.samples} images in {len(first.seeds)} run(s), networks in {how.precision}; speed in fp32, images/s "
-        f"{first.batch} at a time, on {how.device}; `{how.command}` at {how.commit}."
-    )
+        how, timed = position.measured, position.timed
+        about = f"{position.samples} images in {len(position.seeds)} run(s), networks in {how.precision}"
+        quality[f"{about}: `{how.command}` at {how.commit}"].append(position.steps)
+        about = f"{timed.precision}, images/s {position.batch} at a time, on {timed.device}"
+        speed[f"{about}: `{timed.command}` at {timed.commit}"].append(position.steps)
+    return [f"Steps {', '.join(map(str, steps))}: {what}." for what, steps in quality.items()] + [
+        f"Speed of steps {', '.join(map(str, steps))}: {what}." for what, steps in speed.items()
+    ]
 
 
 def write_report(family: Family, file: Path) -> None:

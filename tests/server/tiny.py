@@ -113,6 +113,7 @@ def _frontier(family: Family) -> Frontier:
             images_per_second=900.0 / steps,
             batch=64,
             measured=measured,
+            timed=measured,
         )  # fmt: skip
         for steps, plan in family.positions.items()
     )
