@@ -172,6 +172,7 @@ class Evaluate(Command):
             precision=self.precision,
             device=choose_device(self.device),
             command=provenance.command(),
+            commit=provenance.commit(),
         )
         if not self.only_speed:
             evaluate(family, data_of(family, self.data), positions, evaluation)

@@ -39,6 +39,8 @@ class Evaluation:
     device: torch.device
     command: str
     """The command line, for the record."""
+    commit: str
+    """The code that runs, as git named it when the command began."""
 
 
 class Yardstick:
@@ -187,7 +189,7 @@ def _speed(family: Family, plan: Plan, evaluation: Evaluation) -> dict[str, Any]
 def _provenance(evaluation: Evaluation) -> Provenance:
     return Provenance(
         command=evaluation.command,
-        commit=provenance.commit(),
+        commit=evaluation.commit,
         device=provenance.device_name(evaluation.device),
         precision=evaluation.precision,
         versions=provenance.versions(),

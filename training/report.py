@@ -47,7 +47,7 @@ def _number(value: Measure | None, runs: int, *, percent: bool = False) -> str:
 def _ruler(frontier: Frontier) -> str:
     return (
         f"Distance to {frontier.reference}, and of as many other real images to them; judge: {frontier.judge}. "
-        "± is the standard deviation over runs."
+        "± is the standard deviation over runs; frontier.json has commits and versions."
     )
 
 
@@ -57,9 +57,9 @@ def _how(frontier: Frontier) -> list[str]:
     for position in frontier.positions:
         how, timed = position.measured, position.timed
         about = f"{position.samples} images in {len(position.seeds)} run(s), networks in {how.precision}"
-        quality[f"{about}: `{how.command}` at {how.commit}"].append(position.steps)
+        quality[f"{about}: `{how.command}`"].append(position.steps)
         about = f"{timed.precision}, images/s {position.batch} at a time, on {timed.device}"
-        speed[f"{about}: `{timed.command}` at {timed.commit}"].append(position.steps)
+        speed[f"{about}: `{timed.command}`"].append(position.steps)
     return [f"Steps {', '.join(map(str, steps))}: {what}." for what, steps in quality.items()] + [
         f"Speed of steps {', '.join(map(str, steps))}: {what}." for what, steps in speed.items()
     ]
