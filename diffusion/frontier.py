@@ -55,7 +55,7 @@ class Position(_Record):
     frechet: Measure
     """Frechet distance to the frontier's reference, in the judge's units; lower is better."""
     floor: Measure
-    """The distance of as many real images to the reference: as low as a perfect model would come."""
+    """The distance of as many real images to real images: about as low as a perfect model would come."""
     agreement: Measure | None = None
     """Fraction of images in which the judge finds everything that was asked for; None where nothing is asked."""
     agreement_held_out: Measure | None = None

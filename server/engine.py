@@ -51,6 +51,8 @@ class Engine:
             for bucket in self._buckets:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
         self._check_golden()
+        metrics.WAVE_ROWS.clear()  # warming up is no traffic
+        metrics.WAVE_PADDING.clear()
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
 
     def wave(self, turns: Sequence[Turn]) -> list[Any]:
@@ -166,7 +168,8 @@ class Engine:
             return torch.stack(self._wave([crowd[row] for row in rows], len(rows))).cpu().numpy()
 
         self._exact[key] = invariant_buckets(draw, self._buckets)
-        log.info("exact samples of %s are drawn %s at a time", sample.plan.members[0], self._exact[key])
+        guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
+        log.info("exact samples, %s, of networks like %s are drawn %s at a time", guided, member, self._exact[key])
 
     @staticmethod
     def _crowd(sample: Sample, size: int) -> list[Turn]:

@@ -11,7 +11,7 @@ BUNDLED_FAMILY = Path(__file__).parents[1] / "families" / "shapes"
 
 
 class Settings(BaseSettings):
-    """Serve a family of step-dial networks over HTTP.
+    """Serve a family over HTTP.
 
     Each knob is a flag (--max-wave 8) and an environment variable (STEPDIAL_MAX_WAVE=8); the flag wins.
     """

@@ -1,4 +1,4 @@
-"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `families`.
+"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `report`, `families`.
 
 A command is a settings class whose fields are its flags and whose attribute docstrings are its help.
 """
@@ -95,6 +95,8 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
     """Folder of the family."""
     steps: str = "1,2,4,8,16"
     """Step counts, separated by commas; one student each."""
+    guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
+    """Guidance w baked into the students (cd); by default the family's, that of the teacher's positions."""
     data: str | None = None
     """Data to distil on; by default the teacher's (a folder has to be named again)."""
     runs: Path = Path("runs")
@@ -112,7 +114,9 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
 
     def _distil(self, steps: int, family: Family, device: torch.device) -> None:
 
-        settings = StudentSettings.model_validate(self.model_dump(include=set(StudentSettings.model_fields)))
+        asked = self.model_dump(include=set(StudentSettings.model_fields))
+        guidance = family.manifest.guidance if self.guidance is None else self.guidance
+        settings = StudentSettings.model_validate(asked | {"guidance": guidance})
         data, objective = data_of(family, self.data), settings.objective(steps)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
         teacher = in_precision(family.network("teacher", device), settings.precision)

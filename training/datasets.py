@@ -61,7 +61,7 @@ class FiniteSet:
 
     def __init__(self, name: str, images: np.ndarray, conditions: np.ndarray, conditioning: Conditioning):
         """images uint8 (N, H, W, C); conditions int64 (N, slots)."""
-        self.description = f"Trained on {len(images):,} images of {name}."
+        self.description = f"Images of {name}."
         self.name, self.images, self.conditions, self.conditioning = name, images, conditions, conditioning
         self.resolution, self.channels = images.shape[1], images.shape[3]
 

@@ -68,10 +68,10 @@ class Yardstick:
         )
 
     def floor(self, samples: int, runs: int) -> Measure:
-        """Return the distance of `samples` real images to the reference.
+        """Return the distance of `samples` real images to real images.
 
-        Fresh images of an endless set.  Of a finite one a random half to the other half, at most `samples` each: the
-        set is its own reference, so there are no others.
+        Of an endless set, fresh images to the reference.  A finite set is its own reference, so there are no others:
+        there `samples` random images to as many others of the set, half of it each at most.
         """
         distances = []
         for run in range(runs):
@@ -107,11 +107,7 @@ def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Ev
     compare, and are dropped.  Several calls for different positions may run side by side.
     """
     yardstick = Yardstick(family, data)
-    floor = (
-        yardstick.floor(evaluation.samples, len(evaluation.seeds))
-        if data.conditioning.sizes
-        else Measure(mean=0, spread=0)
-    )
+    floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
     for steps in positions:
         position = measure_position(family, yardstick, steps, floor, evaluation)
         print(summary(position))

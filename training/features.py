@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion.family import file_sha256, write_tensors
+from diffusion.family import FamilyError, file_sha256, write_tensors
 from training.datasets import DataSet
 
 FEATURES = 64
@@ -94,7 +95,12 @@ def family_judge(folder: Path, data: DataSet) -> Judge:
     """Return the judge kept in the family's folder, trained and written there if there is none yet."""
     judge = Judge(data.channels, data.conditioning.sizes).eval().requires_grad_(False)
     if (folder / JUDGE).exists():
-        judge.load_state_dict(load_file(folder / JUDGE))
+        try:
+            judge.load_state_dict(load_file(folder / JUDGE))
+        except (SafetensorError, OSError, RuntimeError):
+            raise FamilyError(
+                f"{JUDGE} does not hold a judge of this data; remove it to have one trained anew"
+            ) from None
         return judge
     judge = train_judge(data)
     write_tensors(folder, JUDGE, dict(judge.state_dict()))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.condition import Conditioning
 from diffusion.family import (
+    FRONTIER,
     MANIFEST,
     TEACHER_STEPS,
     Family,
@@ -32,6 +33,7 @@ from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
 from training import provenance
 from training.datasets import DataSet
+from training.features import JUDGE
 from training.trainer import Run
 
 GOLDEN_SEEDS = (11, 12)
@@ -74,8 +76,9 @@ def add_member(
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise FamilyError(f"the weights of {name} do not fit half precision")
     with locked(folder):
-        exists = (folder / MANIFEST).exists() and steps is not None
-        manifest = open_family(folder).manifest if exists else empty
+        old = open_family(folder) if (folder / MANIFEST).exists() and steps is not None else None
+        _forget(folder, name, old)
+        manifest = old.manifest if old else empty
         assert isinstance(run.network, UViT)
         member = Member(
             name=name,
@@ -98,6 +101,19 @@ def add_member(
             folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
         )
     return open_family(folder)
+
+
+def _forget(folder: Path, name: str, old: Family | None) -> None:
+    """Remove what a member that is about to change makes untrue: a teacher everything, a student what was measured of it."""
+    if old is None:
+        for file in (MANIFEST, FRONTIER, JUDGE, *(path.name for path in folder.glob("student-*.safetensors"))):
+            (folder / file).unlink(missing_ok=True)
+    elif old.frontier:
+        kept = tuple(position for position in old.frontier.positions if name not in position.plan.members)
+        if kept:
+            write_json(folder, FRONTIER, old.frontier.model_copy(update={"positions": kept}))
+        else:
+            (folder / FRONTIER).unlink()
 
 
 def new_manifest(name: str, data: DataSet, schedule: CosineSchedule, *, guidance: float) -> Manifest:

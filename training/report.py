@@ -46,7 +46,7 @@ def _number(value: Measure | None, runs: int, *, percent: bool = False) -> str:
 
 def _ruler(frontier: Frontier) -> str:
     return (
-        f"Distance to {frontier.reference}, and of as many other real images to them; judge: {frontier.judge}. "
+        f"Distance to {frontier.reference}, and of as many real images to others; judge: {frontier.judge}. "
         "± is the standard deviation over runs; frontier.json has commits and versions."
     )
 

@@ -43,7 +43,7 @@ _SUPERSAMPLE = 4
 def is_held_out(condition: tuple[int, int, int]) -> bool:
     """Tell whether a (colour, shape, background) value triple, each from 1, is kept out of training: 60 of the 600.
 
-    A Latin-square rule: every colour, shape and background, and every pair of them but few, is still seen in training.
+    A Latin-square rule: every colour, shape and background, and every pair of them, is still seen in training.
     """
     colour, shape, background = condition
     return (colour + 3 * shape + 5 * background) % 10 == 0

@@ -204,7 +204,7 @@ def fit(
             losses.append(run.step(data, loss))
             run.seconds += time.monotonic() - began
             bar.update(schedule.batch)
-            if run.iteration % 50 == 0:
+            if run.iteration % 50 == 0 or run.iteration == schedule.iterations:
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 bar.set_postfix(loss=f"{mean:.4f}")
