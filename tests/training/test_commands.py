@@ -117,7 +117,7 @@ def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
     assert not distil(monkeypatch, family.folder, "1,2")
     write_tensors(family.folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
     how = Evaluation(
-        samples=80, seeds=(1, 2), precision="fp32", device=torch.device("cpu"), command="stepdial evaluate"
+        samples=80, seeds=(1, 2), precision="fp32", device=torch.device("cpu"), command="stepdial evaluate", commit="a"
     )
     first = evaluate(open_family(family.folder), digit_set, [2], how)
     second = evaluate(open_family(family.folder), digit_set, [1], how)
@@ -133,6 +133,35 @@ def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
     assert not call(monkeypatch, "report", "--family", family.folder, "--file", page)
     assert "| 2 | student |" in page.read_text() and "old" not in page.read_text()
     assert page.read_text().startswith("before\n") and page.read_text().endswith("<!-- end -->\nafter\n")
+    again = ["evaluate", "--family", family.folder, "--positions", 1, "--only-speed", "--device", "cpu"]
+    assert not call(monkeypatch, *again)
+    third = open_family(family.folder).frontier.positions
+    assert third[0].frechet == second.positions[0].frechet and "--only-speed" in third[0].timed.command
+    assert third[0].measured.command == "stepdial evaluate" and third[1] == second.positions[1]
+    # what was measured of a member goes when the member is made anew: a student's position, a teacher's family
+    shutil.rmtree(family.folder / "../runs")
+    assert not distil(monkeypatch, family.folder, "1")
+    assert [position.steps for position in open_family(family.folder).frontier.positions] == [2]
+    assert not call(
+        monkeypatch,
+        "train",
+        *TRAIN[:4],
+        "--iterations",
+        2,
+        "--batch",
+        8,
+        "--family",
+        family.folder,
+        "--runs",
+        tmp_path / "r",
+    )
+    renewed = open_family(family.folder)
+    assert renewed.frontier is None and [member.name for member in renewed.manifest.members] == ["teacher"]
+    assert sorted(path.name for path in family.folder.iterdir()) == [
+        "family.json",
+        "golden.safetensors",
+        "teacher.safetensors",
+    ]
 
 
 def test_a_new_teacher_replaces_the_family_and_a_student_only_its_own_entry(
