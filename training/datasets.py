@@ -79,8 +79,14 @@ class FiniteSet:
 
 
 def digits() -> FiniteSet:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey, labelled: a small real set that needs no download."""
-    from sklearn.datasets import load_digits
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey, labelled: a small real set that needs no download.
+
+    Raises DataError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise DataError("the digits are scikit-learn's, which is not installed; pip install -e '.[training]'") from None
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
