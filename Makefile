@@ -51,7 +51,7 @@ browser:
 	$(PIP) --editable '.[training,gpu,dev]'
 	@touch $@
 
-# the commands of the bundled families: about an hour and a half for shapes and ten minutes for digits on two idle cores
+# the commands of the bundled families, to be followed by stepdial evaluate and report: about an hour and a half for shapes and ten minutes for digits on two idle cores
 family: .venv/.test
 	OMP_NUM_THREADS=1; export OMP_NUM_THREADS; set -e; \
 	$(BIN)/stepdial train --data shapes --family families/shapes --iterations 10000 --batch 24 --lr 8e-4 --seed 1; \

@@ -113,7 +113,6 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
             self._distil(steps, family, device)
 
     def _distil(self, steps: int, family: Family, device: torch.device) -> None:
-
         asked = self.model_dump(include=set(StudentSettings.model_fields))
         guidance = family.manifest.guidance if self.guidance is None else self.guidance
         settings = StudentSettings.model_validate(asked | {"guidance": guidance})
@@ -217,7 +216,6 @@ class Sample(Command):
 
     def cli_cmd(self) -> None:
         """Draw."""
-
         family, positions = open_family(self.family), integers(self.steps, "steps")
         for steps in positions:
             if steps not in family.positions:
@@ -303,7 +301,6 @@ class Families(Command):
 
 def choose_device(name: str) -> torch.device:
     """Return the torch device of a flag's value.  Exits with a sentence when it is unknown or not there."""
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -327,7 +324,6 @@ def integers(text: str, flag: str) -> list[int]:
 
 def data_of(family: Family, name: str | None) -> DataSet:
     """Open the data a family was trained on, or the data named.  Exits with a sentence when it does not fit the family."""
-
     manifest = family.manifest
     wanted = name or manifest.members[0].training.data
     try:

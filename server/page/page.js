@@ -149,9 +149,9 @@ function buildPlots() {
 
 async function tellMeasurement() {
   const { reference, judge, positions } = await read("/frontier");
-  const { samples, measured } = positions[0];
+  const { samples, timed } = positions[0];
   const judged = judge ? `, judged by ${judge}` : "";
-  $("measured").textContent = `Distance of ${samples.toLocaleString("en")} images to ${reference}${judged}; lower is better. Measured on ${measured.device}.`;
+  $("measured").textContent = `Distance of ${samples.toLocaleString("en")} images to ${reference}${judged}; lower is better. Timed on ${timed.device}.`;
 }
 
 start().catch(complain);
