@@ -243,7 +243,7 @@ class Sample(Command):
         asked = self.prompt if self.prompt is not None else self.label
         if asked is None:
             rng = random.Random(self.seed)
-            return [tuple(rng.randint(1, size) for size in conditioning.sizes) for _ in range(self.count)]
+            return [conditioning.draw(rng) for _ in range(self.count)]
         field = "prompt" if self.prompt is not None else "label"
         try:
             wishes = [conditioning.encode(**{field: wish.strip()}) for wish in asked.split(";") if wish.strip()]

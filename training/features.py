@@ -67,7 +67,8 @@ def train_judge(data: DataSet, *, iterations: int = 1500, batch: int = 64) -> Ju
         h = F.relu(judge.features(x))
         loss = 10 * F.mse_loss(judge.damage(h), damage)
         for slot, head in enumerate(judge.heads):
-            loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1)
+            # what an image does not have (a second shape) is nothing to read
+            loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1, ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
