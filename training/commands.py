@@ -5,7 +5,7 @@ A command is a settings class whose fields are its flags and whose attribute doc
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +37,10 @@ class Command(BaseSettings):
         extra="forbid",
         cli_hide_none_type=True,
     )
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Note the code that runs, before it changes under a long run."""
+        provenance.commit()
 
     @classmethod
     def settings_customise_sources(
