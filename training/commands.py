@@ -19,7 +19,7 @@ from diffusion.plans import Plan
 from training import provenance
 from training.datasets import DataError, DataSet, open_data
 from training.evaluate import SOURCES, Evaluation, evaluate, time_again, ways
-from training.members import add_member, draw, new_manifest, progress_grid, training_record
+from training.members import add_member, draw, is_trained, new_manifest, progress_grid, training_record
 from training.report import write_report
 from training.student import StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
@@ -81,6 +81,9 @@ class Train(TeacherSettings, Command):  # type: ignore[misc]
         guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
         run = new_teacher_run(settings, data, self.runs / name / "teacher", device)
+        if is_trained(self.family, "teacher", run):
+            print(f"family {name} has this teacher already")
+            return
         fit(
             run,
             data,
@@ -141,6 +144,9 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
         settings = self._settings(family)
         data, objective = data_of(family, self.data), settings.objective(steps)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
+        if is_trained(self.family, f"student-{steps}", run):
+            print(f"family {family.name} has this {steps}-step student already")
+            return
         teacher = in_precision(family.network("teacher", device), settings.precision)
         fit(
             run,
@@ -159,6 +165,9 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
             f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
         )
         run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
+        if is_trained(self.family, "whole", run):
+            print(f"family {family.name} has this student for the whole dial already")
+            return
         teacher = in_precision(family.network("teacher", device), settings.precision)
         fit(
             run,
