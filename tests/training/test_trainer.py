@@ -165,9 +165,27 @@ def test_a_run_starts_from_the_member_that_is_named_or_from_new_weights(tmp_path
         whole_run(tmp_path, digits_family, start="student-9")
 
 
-def test_the_limit_of_many_steps_is_the_teachers_own_prediction(digits_family: Family):
-    objective = StudentSettings().objective(0)
-    assert objective.student_steps == objective.teacher_steps_start == objective.teacher_steps_end == MANY
+def test_the_target_of_infinitely_many_steps_is_the_guided_teachers_own_prediction(
+    digit_set: FiniteSet, digits_family: Family
+):
+    settings = StudentSettings(batch=8, precision="fp32", drop_slot=0.0, guidance=1.5, teacher_rule="ddim")
+    x, condition = digit_set.batch(0, 8, seed=0)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def teacher(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        return 0.3 * torch.tanh(z) + 0.05 * condition.view(-1, 1, 1, 1)
+
+    def student(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        asked.append((z, condition))
+        return 0.1 * z
+
+    draws = torch.Generator().manual_seed(0)
+    losses = whole_loss(settings, (0,), digits_family, teacher, student, x, condition, 0, draws)
+    z, told = asked[-1]
+    assert not told[:, -1].any() and torch.equal(told[:, :1], condition)
+    guided = 0.3 * torch.tanh(z) + (1 + 1.5) * 0.05 * condition.view(-1, 1, 1, 1)
+    distances = (0.1 * z - guided).square().mean((1, 2, 3)).sqrt()
+    assert torch.allclose(losses, distances, rtol=0.01, atol=2e-3)
 
 
 def test_drawing_sample_grids_on_the_way_changes_nothing(tmp_path: Path, digit_set: FiniteSet):
