@@ -1,5 +1,7 @@
 """What can go wrong between a valid request and its images, in words that know neither HTTP nor the device."""
 
+import math
+
 
 class NotReady(Exception):
     """The networks are still being loaded, warmed up and checked."""
@@ -24,6 +26,20 @@ class DeviceLost(Exception):
 
 class TimedOut(Exception):
     """The images were not ready within the time that a request may take."""
+
+
+class DeadlinePassed(TimedOut):
+    """The deadline of the request passed while its images were waited for; their work is dropped."""
+
+
+class DeadlineUnattainable(Exception):
+    """Nothing that the request allows can be ready by its deadline."""
+
+    def __init__(self, deadline_seconds: float, feasible_seconds: float):
+        least = math.ceil(feasible_seconds * 1000)
+        super().__init__(f"deadline_ms is {deadline_seconds * 1000:.0f}; what is asked for would take {least} ms now")
+        self.min_feasible_ms = least
+        """The smallest deadline_ms that could be promised now."""
 
 
 class ClientGone(Exception):
