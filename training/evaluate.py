@@ -1,17 +1,17 @@
 """`stepdial evaluate`: measure what each dial position gives and costs, and write it into the family as its frontier."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.family import FRONTIER, Family, open_family, write_json
-from diffusion.frontier import Frontier, Measure, Position, Provenance
+from diffusion.family import FRONTIER, Family, FamilyError, open_family, write_json
+from diffusion.frontier import Frontier, Measure, Position, Provenance, Source
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
 from training import provenance
@@ -20,6 +20,8 @@ from training.features import Judge, describe_judge, family_judge, frechet_dista
 from training.members import locked
 from training.teacher import in_precision
 
+SOURCES: tuple[Source, ...] = get_args(Source)
+"""Every way of drawing a position, in the order of the frontier's rows."""
 REFERENCE_IMAGES = 10_000
 BATCH = 64
 TIMED_BATCH = 16
@@ -100,29 +102,45 @@ def measure(values: list[float]) -> Measure:
     return Measure(mean=float(np.mean(values)), spread=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
 
 
-def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Evaluation) -> Frontier:
-    """Measure the positions one after another and write each into the frontier file as soon as it is measured.
+def ways(family: Family, positions: list[int], sources: Collection[Source] = SOURCES) -> list[Plan]:
+    """Return every plan of these sources with which the family draws the positions."""
+    return [plan for steps in positions for plan in family.plans(steps) if family.source(plan) in sources]
 
-    Positions not asked for are kept, unless they were measured with another judge or reference: then they do not
-    compare, and are dropped.  Several calls for different positions may run side by side.
+
+def evaluate(
+    family: Family,
+    data: DataSet,
+    positions: list[int],
+    evaluation: Evaluation,
+    *,
+    sources: Collection[Source] = SOURCES,
+) -> Frontier:
+    """Measure every way of drawing the positions and write each into the frontier file as soon as it is measured.
+
+    sources: which ways.  Positions and ways not asked for are kept, unless they were measured with another judge or
+    reference: then they do not compare, and are dropped.  Several calls for different positions may run side by side.
+    Raises FamilyError when there is nothing to measure.
     """
+    plans = ways(family, positions, sources)
+    if not plans:
+        raise FamilyError(f"positions {positions} are drawn in none of these ways: {', '.join(sources)}")
     yardstick = Yardstick(family, data)
     floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
-    for steps in positions:
-        position = measure_position(family, yardstick, steps, floor, evaluation)
+    for plan in plans:
+        position = measure_position(family, yardstick, plan, floor, evaluation)
         print(summary(position))
         frontier = keep(family, position, reference=yardstick.reference, judge=yardstick.description)
     return frontier
 
 
-def time_again(family: Family, positions: list[int], evaluation: Evaluation) -> Frontier:
+def time_again(
+    family: Family, positions: list[int], evaluation: Evaluation, *, sources: Collection[Source] = SOURCES
+) -> Frontier:
     """Measure the speed of positions that the frontier holds anew, on a machine with nothing else to do, say."""
     assert family.frontier is not None
     frontier = family.frontier
-    measured = {position.steps: position for position in frontier.positions}
-    for steps in positions:
-        update = _speed(family, measured[steps].plan, evaluation)
-        position = measured[steps].model_copy(update=update)
+    for measured in filter(None, map(family.measured, ways(family, positions, sources))):
+        position = measured.model_copy(update=_speed(family, measured.plan, evaluation))
         print(summary(position))
         frontier = keep(family, position, reference=frontier.reference, judge=frontier.judge)
     return frontier
@@ -133,36 +151,42 @@ def keep(family: Family, position: Position, *, reference: str, judge: str) -> F
     with locked(family.folder):
         old = open_family(family.folder).frontier
         compares = old and (old.judge, old.reference) == (judge, reference)
-        kept = {other.steps: other for other in old.positions} if old and compares else {}
-        positions = tuple(other for _, other in sorted((kept | {position.steps: position}).items()))
-        frontier = Frontier(family=family.name, reference=reference, judge=judge, positions=positions)
+        kept = {other.plan: other for other in old.positions} if old and compares else {}
+        rows = (kept | {position.plan: position}).values()
+        positions = tuple(sorted(rows, key=lambda row: (row.steps, SOURCES.index(row.source))))
+        frontier = Frontier(
+            family=family.name,
+            reference=reference,
+            judge=judge,
+            positions=positions,
+            rescues=old.rescues if old and compares else (),
+        )
         write_json(family.folder, FRONTIER, frontier)
         return frontier
 
 
 def measure_position(
-    family: Family, yardstick: Yardstick, steps: int, floor: Measure, evaluation: Evaluation
+    family: Family, yardstick: Yardstick, plan: Plan, floor: Measure, evaluation: Evaluation
 ) -> Position:
-    """Measure quality over the evaluation's seeds, then latency and throughput."""
-    plan = family.positions[steps]
+    """Measure quality of a plan over the evaluation's seeds, then latency and throughput."""
     draw = sampler(family, plan, evaluation)
     data = yardstick.data
     distances, right, right_held_out = [], [], []
     for seed in evaluation.seeds:
         _, condition = data.batch(0, evaluation.samples, seed=seed)
-        images = draw_many(draw, condition, seed, label=f"{steps} steps, seed {seed}")
+        images = draw_many(draw, condition, seed, label=f"{plan.steps} steps, {family.source(plan)}, seed {seed}")
         distances.append(yardstick.distance(images))
         if data.conditioning.sizes:
             right.append(yardstick.agreement(images, condition))
         if isinstance(data, Shapes):
             _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
             right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
-    student = family.manifest.member(plan.members[0])
+    first = family.manifest.member(plan.members[0])
     return Position(
-        steps=steps,
+        steps=plan.steps,
         plan=plan,
-        source=student.role,
-        guidance=student.guidance if student.role == "student" else family.guidance(plan),
+        source=family.source(plan),
+        guidance=family.guidance(plan) if first.role == "teacher" else first.guidance,
         samples=evaluation.samples,
         seeds=evaluation.seeds,
         frechet=measure(distances),
@@ -253,7 +277,7 @@ def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measur
 def summary(position: Position) -> str:
     """Return one line for people."""
     near = f"distance {position.frechet.mean:8.2f} ± {position.frechet.spread:.2f} (floor {position.floor.mean:.2f})"
-    line = f"{position.steps:4d} steps  {near}"
+    line = f"{position.steps:4d} steps  {position.source:8}  {near}"
     if position.agreement:
         line += f"  right {position.agreement.mean:.1%}"
     if position.agreement_held_out:
