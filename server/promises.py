@@ -74,6 +74,10 @@ class Choice:
     """None where the wish is met."""
 
 
+class NothingAllowed(ValueError):
+    """The request allows no position that was measured."""
+
+
 def best(offers: Sequence[Offer]) -> Offer:
     """Return the offer with the lowest measured distance, of equals the one with the fewest steps."""
     return min(offers, key=lambda offer: (offer.distance, offer.steps, offer.seconds))
@@ -100,14 +104,14 @@ def decide(offers: Sequence[Offer], *, asked: Offer | None, terms: Terms, pressu
     a deadline and the economical one without. A crowded server lowers consenting requests to its cap or its room, and
     to the fewest steps where nothing is that low; it never refuses for that.
 
-    Raises DeadlineUnattainable when nothing that the request allows can be ready in time, ValueError when it allows
-    nothing at all.
+    Raises DeadlineUnattainable when nothing that the request allows can be ready in time, NothingAllowed when it
+    allows none that was measured.
     """
     allowed = [offer for offer in offers if offer.frechet and terms.min_steps <= offer.steps <= terms.max_steps]
     if asked:
         allowed = [asked, *(offer for offer in allowed if terms.consent and offer.steps < asked.steps)]
     if not allowed:
-        raise ValueError("the request allows no measured position")
+        raise NothingAllowed
     in_time = [offer for offer in allowed if offer.seconds <= terms.deadline_seconds]
     if not in_time:
         raise DeadlineUnattainable(terms.deadline_seconds, min(offer.seconds for offer in allowed))

@@ -1,0 +1,70 @@
+"""The outlook: how long a request would take now, and how crowded the server is."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from server import metrics
+from server.failures import DeviceLost, NotReady
+from server.images import EncodePool, Format, Shape
+from server.promises import Brownout, Pressure
+from server.samples import Sample
+from server.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a request is predicted to take, in seconds."""
+
+    queue_seconds: float
+    """Waiting for waves, because of the work that is there already."""
+    device_seconds: float
+    """In waves, as with nobody else there."""
+    encode_seconds: float
+    """From pixels to files."""
+
+    @property
+    def total_seconds(self) -> float:
+        """From now until the last image is encoded."""
+        return self.queue_seconds + self.device_seconds + self.encode_seconds
+
+
+class Outlook:
+    """Looks ahead, for all families of a server."""
+
+    def __init__(self, scheduler: Scheduler, encoders: EncodePool, brownout: Brownout):
+        self._scheduler, self._encoders, self._brownout = scheduler, encoders, brownout
+        metrics.BROWNOUT_LEVEL.set_function(lambda: self.level)  # called when metrics are read
+
+    def forecast(self, samples: Sequence[Sample], shape: Shape, output_format: Format) -> Forecast:
+        """Return what drawing these samples, all of one plan, and encoding them would take from now on.
+
+        Raises NotReady before the device was measured, DeviceLost after its end.
+        """
+        if self._scheduler.state != "ready":
+            raise NotReady if self._scheduler.state == "starting" else DeviceLost("the device has stopped")
+        drawing = self._scheduler.predict(samples)
+        device = min(drawing, self._device_seconds(samples))
+        return Forecast(drawing - device, device, self._encoders.seconds(len(samples), shape, output_format))
+
+    def pressure(self, images: int) -> Pressure:
+        """Return how crowded the server is for a request of so many images; looking moves the brown-out's level."""
+        self._brownout.observe(self._scheduler.backlog_seconds, perf_counter())
+        room = (self._scheduler.max_evaluations - self._scheduler.evaluations) // images
+        return Pressure(self._brownout.cap, room)
+
+    @property
+    def level(self) -> int:
+        """Level of the brown-out; looking moves it."""
+        self._brownout.observe(self._scheduler.backlog_seconds, perf_counter())
+        return self._brownout.level
+
+    def _device_seconds(self, samples: Sequence[Sample]) -> float:
+        """The samples alone on the device, as many in a wave as it takes."""
+        pace, first = self._scheduler.pace, samples[0]
+        rows, guided = min(len(samples), pace.max_wave), first.guidance != 0
+        waves = math.ceil(len(samples) / pace.max_wave)
+        return waves * sum(
+            pace.wave_seconds(hop.member, guided, rows, first.family) for hop, _ in first.plan.evaluations
+        )
