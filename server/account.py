@@ -11,7 +11,7 @@ def account_of(wish: Wish, pictures: Sequence[Picture], timings: Timings) -> Acc
     """Return the account of a wish that was met."""
     shortened = min((picture.plan for picture in pictures if picture.plan), key=lambda plan: plan.steps, default=None)
     plan = shortened or wish.samples[0].plan
-    reason = wish.reason or (wish.hurry if shortened else None)
+    reason = wish.degraded(shortened=shortened is not None)
     return Account(
         student="+".join(plan.members),
         steps_requested=wish.steps_requested,

@@ -51,11 +51,19 @@ class Wish:
     """Time after its arrival within which the images are wanted, in seconds."""
     arrived: float
     """When the request arrived, on the clock of perf_counter."""
+    encode_seconds: float = 0.0
+    """How much of the time before its deadline encoding is predicted to take."""
 
     @property
     def deadline(self) -> float | None:
         """When the images are wanted, on the same clock."""
         return None if self.deadline_seconds is None else self.arrived + self.deadline_seconds
+
+    def degraded(self, *, shortened: bool) -> Reason | None:
+        """Return why images took fewer steps than asked for; shortened: some ended sooner than their plan."""
+        if self.reason or not shortened:
+            return self.reason
+        return "brownout" if self.deadline is None else "deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,7 @@ class Dial:
         self._outlook = outlook
         self._max_images = max_images
         self._max_evaluations = max_evaluations
-        # a Heun hop is two evaluations, a wave is one: such a plan waits until waves know half hops
-        self._ways = [way for way in ways_of(family) if all(hop.rule != "heun" for hop in way.plan.hops)]
+        self._ways = ways_of(family)
         self.positions = {way.steps: way.plan for way in self._ways if way.is_default}
         """Dial position -> the plan it runs by default, rising."""
 
@@ -116,6 +123,7 @@ class Dial:
             reason=choice.reason,
             deadline_seconds=request.deadline_ms and request.deadline_ms / 1000,
             arrived=arrived,
+            encode_seconds=forecasts[plan].encode_seconds if forecasts else 0.0,
         )
 
     def estimate(self, request: GenerateRequest) -> Estimate:
@@ -215,7 +223,20 @@ class Dial:
     def _samples(self, order: Order, plan: Plan) -> tuple[Sample, ...]:
         request, guidance = order.request, self._guidance(order.request, plan)
         exact = request.determinism == "exact"
-        return tuple(Sample(plan, order.condition, order.seed, index, guidance, exact) for index in range(request.n))
+        endings = self._endings(plan, order.terms.min_steps) if order.terms.consent else ()
+        return tuple(
+            Sample(plan, order.condition, order.seed, index, guidance, exact, alternatives=endings)
+            for index in range(request.n)
+        )
+
+    def _endings(self, plan: Plan, min_steps: int) -> tuple[Plan, ...]:
+        """The measured ways to end a plan sooner, with min_steps at least."""
+        rescues = self._family.frontier.rescues if self._family.frontier else ()
+        return tuple(
+            rescue.plan
+            for rescue in rescues
+            if rescue.plan.hops[0] == plan.hops[0] and min_steps <= rescue.plan.steps < plan.steps
+        )
 
     def _estimated(self, order: Order, way: Way, forecast: Forecast) -> EstimatedPosition:
         in_time = forecast.total_seconds <= order.terms.deadline_seconds

@@ -1,5 +1,6 @@
 """The outlook: how long a request would take now, and how crowded the server is."""
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from time import perf_counter
 from server import metrics
 from server.failures import DeviceLost, NotReady
 from server.images import EncodePool, Format, Shape
-from server.promises import Brownout, Pressure
+from server.load import MARGIN
+from server.promises import DWELL_SECONDS, Brownout, Pressure
 from server.samples import Sample
 from server.scheduler import Scheduler
 
@@ -35,30 +37,38 @@ class Outlook:
 
     def __init__(self, scheduler: Scheduler, encoders: EncodePool, brownout: Brownout):
         self._scheduler, self._encoders, self._brownout = scheduler, encoders, brownout
-        metrics.BROWNOUT_LEVEL.set_function(lambda: self.level)  # called when metrics are read
+        self._looks_again = False
 
     def forecast(self, samples: Sequence[Sample], shape: Shape, output_format: Format) -> Forecast:
         """Return what drawing these samples, all of one plan, and encoding them would take from now on.
 
+        The margin is the scheduler's own for promised samples: half of all waves take longer than the middle one.
         Raises NotReady before the device was measured, DeviceLost after its end.
         """
         if self._scheduler.state != "ready":
             raise NotReady if self._scheduler.state == "starting" else DeviceLost("the device has stopped")
-        drawing = self._scheduler.predict(samples)
-        device = min(drawing, self._device_seconds(samples))
+        drawing = MARGIN * self._scheduler.predict(samples)
+        device = min(drawing, MARGIN * self._device_seconds(samples))
         return Forecast(drawing - device, device, self._encoders.seconds(len(samples), shape, output_format))
 
     def pressure(self, images: int) -> Pressure:
-        """Return how crowded the server is for a request of so many images; looking moves the brown-out's level."""
-        self._brownout.observe(self._scheduler.backlog_seconds, perf_counter())
+        """Return how crowded the server is for a request of so many images."""
+        self._look()
         room = (self._scheduler.max_evaluations - self._scheduler.evaluations) // images
         return Pressure(self._brownout.cap, room)
 
-    @property
-    def level(self) -> int:
-        """Level of the brown-out; looking moves it."""
+    def _look(self) -> None:
+        """Move the brown-out's level: at every request that consents, and as long as there is one, after every rest."""
         self._brownout.observe(self._scheduler.backlog_seconds, perf_counter())
-        return self._brownout.level
+        self._scheduler.shorten_all = self._brownout.cap == 1  # images on their way cannot be lowered in smaller steps
+        metrics.BROWNOUT_LEVEL.set(self._brownout.level)
+        if self._brownout.level and not self._looks_again:
+            self._looks_again = True
+            asyncio.get_running_loop().call_later(DWELL_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self._look()
 
     def _device_seconds(self, samples: Sequence[Sample]) -> float:
         """The samples alone on the device, as many in a wave as it takes."""

@@ -123,9 +123,7 @@ def _raw_response(account: Account, picture: Picture, output_format: Format, tim
     return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
 
 
-def _json_response(
-    model: str, account: Account, pictures: list[Picture], timings: Timings
-) -> GenerateResponse:
+def _json_response(model: str, account: Account, pictures: list[Picture], timings: Timings) -> GenerateResponse:
     data = [ImageData(b64_json=base64.b64encode(p.data).decode(), seed=p.seed, index=p.index) for p in pictures]
     return GenerateResponse(
         id=f"img_{uuid.uuid4().hex}",

@@ -46,8 +46,11 @@ class Studio:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
         done = perf_counter()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
-        _record(wish, timings)
-        pictures = [Picture(file, sample.seed, sample.index) for file, sample in zip(files, wish.samples, strict=True)]
+        _record(wish, timings, shortened=any(image.shortened for image in drawn))
+        pictures = [
+            Picture(file, sample.seed, sample.index, image.plan if image.shortened else None)
+            for file, sample, image in zip(files, wish.samples, drawn, strict=True)
+        ]
         return pictures, timings
 
     async def _draw(self, wish: Wish) -> list[Drawn]:
@@ -56,7 +59,7 @@ class Studio:
             return await self._scheduler.draw(wish.samples)
         try:
             async with asyncio.timeout(wish.deadline - perf_counter()):
-                return await self._scheduler.draw(wish.samples, deadline=wish.deadline)
+                return await self._scheduler.draw(wish.samples, deadline=wish.deadline - wish.encode_seconds)
         except TimeoutError:
             metrics.DEADLINES.labels(str(wish.steps), "missed").inc()
             raise DeadlinePassed("the deadline passed before the images were drawn; their work was dropped") from None
@@ -72,12 +75,14 @@ def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float)
     )
 
 
-def _record(wish: Wish, timings: Timings) -> None:
+def _record(wish: Wish, timings: Timings, *, shortened: bool) -> None:
     steps = str(wish.steps)
     metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
     metrics.IMAGES.labels(steps).inc(len(wish.samples))
     if wish.deadline_seconds is not None:
         result = "met" if timings.total_seconds <= wish.deadline_seconds else "missed"
         metrics.DEADLINES.labels(steps, result).inc()
+    if reason := wish.degraded(shortened=shortened):
+        metrics.DEGRADED.labels(reason).inc()
     for stage in ("queue", "device", "encode"):
         metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))
