@@ -36,10 +36,7 @@ class Dial:
         self._family = family
         self._max_images = max_images
         self._max_evaluations = max_evaluations
-        # a Heun hop is two evaluations, a wave is one: such a plan waits until waves know half hops
-        self.positions = {
-            steps: plan for steps, plan in family.positions.items() if all(hop.rule != "heun" for hop in plan.hops)
-        }
+        self.positions = family.positions
         """Dial position -> plan, rising."""
 
     @property
@@ -58,7 +55,7 @@ class Dial:
         plan = self.positions[steps]
         if request.n > self._max_images:
             raise FieldRefused("n", f"at most {self._max_images} images can be asked for at once")
-        if request.n * len(plan.hops) > self._max_evaluations:
+        if request.n * plan.steps > self._max_evaluations:
             raise FieldRefused("n", f"{request.n} images of {steps} steps are more than this server's queue can hold")
         seed = secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed
         condition, guidance = self._condition(request), self._guidance(request, plan)

@@ -43,7 +43,7 @@ TABLE: dict[type[Exception], Answer] = {
     RequestValidationError: Answer(422, "invalid-request", "The request is not valid", "invalid"),
     ModelUnknown: Answer(404, "model-unknown", "No such model", "invalid"),
     NotMeasured: Answer(404, "not-measured", "Nothing was measured", "invalid"),
-    NotReady: Answer(503, "not-ready", "The server is starting", "rejected"),
+    NotReady: Answer(503, "not-ready", "The server is not ready", "rejected"),
     Overloaded: Answer(503, "queue-full", "The queue is full", "rejected"),
     TimedOut: Answer(504, "timed-out", "Not drawn in time", "timeout"),
     DrawFailed: Answer(500, "draw-failed", "The device could not draw this", "failed"),
