@@ -30,10 +30,12 @@ DESCRIPTION = "Images in as few or as many network evaluations as you choose; wh
 def create_app(settings: Settings, family: Family, device: Device, *, stop: Callable[[], None]) -> FastAPI:
     """Return the server of one family.
 
-    device draws (an Engine; tests take another). stop ends the process; it is called when the device loop dies, because
+    device draws (an Engine; tests take another). app.state.drain(seconds) lets accepted work finish. stop ends the process; it is called when the device loop dies, because
     a server whose loop is dead would answer health checks for ever and draw nothing.
     """
-    scheduler = Scheduler(device, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations)
+    scheduler = Scheduler(
+        device, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
+    )
     encoders = EncodePool(settings.encode_threads)
     brownout = Brownout(high_seconds=settings.brownout_high_seconds, low_seconds=settings.brownout_low_seconds)
     outlook = Outlook(scheduler, encoders, brownout)
@@ -45,7 +47,7 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
         await encoders.measure(dial.image_shape)
         drawing = asyncio.create_task(scheduler.run())
         drawing.add_done_callback(lambda task: _ended(task, stop))
-        yield  # on the way out every accepted request has its answer already: the HTTP server waited for them
+        yield  # on the way out every accepted request has its answer already: it was drained before
         drawing.cancel()
         await asyncio.gather(drawing, return_exceptions=True)
         encoders.close()
@@ -57,6 +59,7 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
         docs_url=None,  # the framework's pages load scripts from elsewhere
         redoc_url=None,
     )
+    app.state.drain = scheduler.drain
     errors.install(app)
     contract.describe(app)
     app.include_router(drawing_routes(dial, studio))

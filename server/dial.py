@@ -130,7 +130,8 @@ class Dial:
         """Return what `turn` would choose now, and what each position would take. Raises what `turn` raises, but for deadlines."""
         order = self._understand(request)
         forecasts = self._forecasts(order, order.ways)
-        choice, least = None, None
+        choice: Choice | None = None
+        least: int | None = None
         try:
             choice = self._choose(order, order.ways, forecasts)
         except DeadlineUnattainable as refusal:
@@ -138,10 +139,10 @@ class Dial:
         return Estimate(
             model=self._family.name,
             steps_requested=order.asked.steps if order.asked else "auto",
-            steps=choice and choice.offer.steps,
-            student=choice and "+".join(choice.offer.plan.members),
-            degraded=bool(choice and choice.reason),
-            degrade_reason=choice and choice.reason,
+            steps=choice.offer.steps if choice else None,
+            student="+".join(choice.offer.plan.members) if choice else None,
+            degraded=choice is not None and choice.reason is not None,
+            degrade_reason=choice.reason if choice else None,
             min_feasible_ms=least,
             positions=[self._estimated(order, way, forecasts[way.plan]) for way in order.ways],
         )

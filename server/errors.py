@@ -45,7 +45,7 @@ TABLE: dict[type[Exception], Answer] = {
     RequestValidationError: Answer(422, "invalid-request", "The request is not valid", "invalid"),
     ModelUnknown: Answer(404, "model-unknown", "No such model", "invalid"),
     NotMeasured: Answer(404, "not-measured", "Nothing was measured", "invalid"),
-    NotReady: Answer(503, "not-ready", "The server is starting", "rejected"),
+    NotReady: Answer(503, "not-ready", "The server is not ready", "rejected"),
     Overloaded: Answer(503, "queue-full", "The queue is full", "rejected"),
     DeadlineUnattainable: Answer(429, "deadline-unattainable", "The deadline cannot be kept", "rejected"),
     DeadlinePassed: Answer(504, "deadline-passed", "The deadline passed", "timeout"),

@@ -4,7 +4,7 @@ import math
 
 
 class NotReady(Exception):
-    """The networks are still being loaded, warmed up and checked."""
+    """The networks are still being loaded, warmed up and checked, or the server is about to end."""
 
 
 class Overloaded(Exception):
@@ -18,6 +18,10 @@ class Overloaded(Exception):
 
 class DrawFailed(Exception):
     """The device could not run a wave; the samples of that wave are lost, the server goes on."""
+
+
+class OutOfMemory(Exception):
+    """The device has no room for a wave of this size; a smaller one may work."""
 
 
 class DeviceLost(Exception):

@@ -39,6 +39,9 @@ DEVICE_SECONDS = Counter("stepdial_device_seconds", "Time spent in waves; its ra
 WASTED_EVALUATIONS = Counter(
     "stepdial_wasted_evaluations", "Evaluations of samples that were never delivered", ["reason"]
 )
+SHORTENED_SAMPLES = Counter(
+    "stepdial_shortened_samples", "Samples that ended by a shorter plan they had consented to", ["reason"]
+)
 
 SAMPLES_WAITING = Gauge("stepdial_num_samples_waiting", "Accepted samples that were in no wave yet")
 SAMPLES_RUNNING = Gauge("stepdial_num_samples_running", "Accepted samples between their first wave and their answer")

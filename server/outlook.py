@@ -43,10 +43,11 @@ class Outlook:
         """Return what drawing these samples, all of one plan, and encoding them would take from now on.
 
         The margin is the scheduler's own for promised samples: half of all waves take longer than the middle one.
-        Raises NotReady before the device was measured, DeviceLost after its end.
+        Raises NotReady before the device was measured and while the server ends, DeviceLost once it has stopped.
         """
         if self._scheduler.state != "ready":
-            raise NotReady if self._scheduler.state == "starting" else DeviceLost("the device has stopped")
+            stopped = self._scheduler.state == "stopped"
+            raise DeviceLost("the device has stopped") if stopped else NotReady("no new work is taken now")
         drawing = MARGIN * self._scheduler.predict(samples)
         device = min(drawing, MARGIN * self._device_seconds(samples))
         return Forecast(drawing - device, device, self._encoders.seconds(len(samples), shape, output_format))

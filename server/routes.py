@@ -83,6 +83,8 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
             raise DeviceLost("the device loop has ended")
         if scheduler.state == "starting":
             raise NotReady("the networks are being loaded, warmed up and checked")
+        if scheduler.state == "draining":
+            raise NotReady("the server is about to end and takes no new work")
         return Status(status="ready")
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
