@@ -4,6 +4,7 @@ A plan is data.  Its hops become rows of the coefficient table that `kernels.hop
 numbers and a wave may hold any mix of them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -86,6 +87,11 @@ class Plan(BaseModel):
             for corrects in ((False, True) if hop.rule == "heun" and hop.s > 0 else (False,))
         )
 
+    @cached_property
+    def visits(self) -> Counter[str]:
+        """How many evaluations each member takes."""
+        return Counter(hop.member for hop, _ in self.evaluations)
+
     @property
     def steps(self) -> int:
         """Network evaluations of one image, a guided evaluation counting once; what the dial shows."""
@@ -94,7 +100,7 @@ class Plan(BaseModel):
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the members the plan visits, without repeats."""
-        return tuple(dict.fromkeys(hop.member for hop in self.hops))
+        return tuple(self.visits)
 
 
 def plan(

@@ -4,7 +4,6 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -71,10 +70,8 @@ class Order:
     """A request that was understood, before it is decided how it is drawn."""
 
     request: GenerateRequest
-    ways: tuple[Way, ...]
-    """How it might be drawn, each way small enough for the queue."""
     asked: Way | None
-    """The one among them that was asked for; None for auto."""
+    """The way of an explicit `steps`; None for auto."""
     terms: Terms
     condition: tuple[int, ...]
     seed: int
@@ -109,7 +106,7 @@ class Dial:
         Raises ModelUnknown, StepsNotServed, FieldRefused with the field's name, or DeadlineUnattainable.
         """
         arrived, order = perf_counter(), self._understand(request)
-        ways = (order.asked,) if order.asked and not order.terms.consent else order.ways
+        ways = [order.asked] if order.asked and not order.terms.consent else self._open_to(request)
         forecasts = self._forecasts(order, ways) if request.deadline_ms else {}
         choice = self._choose(order, ways, forecasts)
         plan = choice.offer.plan
@@ -128,12 +125,12 @@ class Dial:
 
     def estimate(self, request: GenerateRequest) -> Estimate:
         """Return what `turn` would choose now, and what each position would take. Raises what `turn` raises, but for deadlines."""
-        order = self._understand(request)
-        forecasts = self._forecasts(order, order.ways)
+        order, ways = self._understand(request), self._open_to(request)
+        forecasts = self._forecasts(order, ways)
         choice: Choice | None = None
         least: int | None = None
         try:
-            choice = self._choose(order, order.ways, forecasts)
+            choice = self._choose(order, ways, forecasts)
         except DeadlineUnattainable as refusal:
             least = refusal.min_feasible_ms
         return Estimate(
@@ -144,7 +141,7 @@ class Dial:
             degraded=choice is not None and choice.reason is not None,
             degrade_reason=choice.reason if choice else None,
             min_feasible_ms=least,
-            positions=[self._estimated(order, way, forecasts[way.plan]) for way in order.ways],
+            positions=[self._estimated(order, way, forecasts[way.plan]) for way in ways],
         )
 
     def label(self, request: GenerateRequest) -> str:
@@ -178,13 +175,17 @@ class Dial:
             raise FieldRefused("n", f"at most {self._max_images} images can be asked for at once")
         steps = _wished(request) or self.default_steps
         asked = None if steps == "auto" else self._asked(request, steps)
-        most = self._max_evaluations // request.n
-        if asked and asked.plan.steps > most:
+        if asked and asked.plan.steps * request.n > self._max_evaluations:
             raise FieldRefused("n", f"{request.n} images of {steps} steps are more than this server's queue can hold")
         terms, condition = _terms(request, asked), self._condition(request)
-        ways = [way for way in of_kind(self._ways, request.plan or "auto") if way.plan.steps <= most]
         seed = secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed
-        return Order(request, tuple(filter(partial(self._allowed, request), ways)), asked, terms, condition, seed)
+        return Order(request, asked, terms, condition, seed)
+
+    def _open_to(self, request: GenerateRequest) -> list[Way]:
+        """The ways that a request's plan and guidance allow and that the queue could hold."""
+        most = self._max_evaluations // request.n
+        ways = (way for way in of_kind(self._ways, request.plan or "auto") if way.plan.steps <= most)
+        return [way for way in ways if self._allows(request, way)]
 
     def _asked(self, request: GenerateRequest, steps: int) -> Way:
         """The way of an explicit `steps`. Raises StepsNotServed, FieldRefused."""
@@ -197,7 +198,7 @@ class Dial:
         self._guidance(request, way.plan)
         return way
 
-    def _allowed(self, request: GenerateRequest, way: Way) -> bool:
+    def _allows(self, request: GenerateRequest, way: Way) -> bool:
         try:
             self._guidance(request, way.plan)
         except FieldRefused:

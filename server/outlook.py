@@ -75,7 +75,6 @@ class Outlook:
         """The samples alone on the device, as many in a wave as it takes."""
         pace, first = self._scheduler.pace, samples[0]
         rows, guided = min(len(samples), pace.max_wave), first.guidance != 0
-        waves = math.ceil(len(samples) / pace.max_wave)
-        return waves * sum(
-            pace.wave_seconds(hop.member, guided, rows, first.family) for hop, _ in first.plan.evaluations
-        )
+        rounds = math.ceil(len(samples) / pace.max_wave)
+        visits = first.plan.visits.items()
+        return rounds * sum(n * pace.wave_seconds(member, guided, rows, first.family) for member, n in visits)

@@ -115,7 +115,8 @@ class Ticket:
 
 def rest(sample: Sample, number: int = 0, plan: Plan | None = None) -> Counter[Need]:
     """Return how many evaluations of each need are still to come after `number`; plan: if the sample ended that way."""
-    members = Counter(hop.member for hop, _ in (plan or sample.plan).evaluations[number:])
+    plan = plan or sample.plan
+    members = Counter(hop.member for hop, _ in plan.evaluations[number:]) if number else plan.visits
     return Counter({_need(sample, member): evaluations for member, evaluations in members.items()})
 
 
