@@ -30,8 +30,9 @@ DESCRIPTION = "Images in as few or as many network evaluations as you choose; wh
 def create_app(settings: Settings, family: Family, device: Device, *, stop: Callable[[], None]) -> FastAPI:
     """Return the server of one family.
 
-    device draws (an Engine; tests take another). app.state.drain(seconds) lets accepted work finish. stop ends the process; it is called when the device loop dies, because
-    a server whose loop is dead would answer health checks for ever and draw nothing.
+    device draws (an Engine; tests take another). stop ends the process; it is called when the device loop dies, because
+    a server whose loop is dead would answer health checks for ever and draw nothing. Before it is ended otherwise, await
+    its state.drain(seconds): no longer ready, it finishes what it has accepted.
     """
     scheduler = Scheduler(
         device, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds

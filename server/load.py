@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from server.pace import Pace
@@ -26,18 +26,20 @@ class Share:
     promised: bool = False
     """Whether some of the samples are promised, so that they may pass others."""
 
-    def add(self, evaluations: int, promised: bool = False) -> None:
-        """Count one sample in."""
-        self.samples += 1
-        self.evaluations += evaluations
+    def add(self, evaluations: int, *, times: int = 1, promised: bool = False) -> None:
+        """Count samples in, each of so many evaluations."""
+        self.samples += times
+        self.evaluations += times * evaluations
         self.longest = max(self.longest, evaluations)
         self.promised |= promised
 
-    def waves(self, max_wave: int) -> int:
-        """Return how many waves it takes at most, if the lane is never empty between: Graham's bound on list scheduling."""
-        if self.samples <= max_wave:
-            return self.longest
-        return self.longest + ceil((self.evaluations - self.longest) / max_wave)
+    def waves(self, max_wave: int, of: int | None = None) -> int:
+        """Return how many waves it takes at most until a sample of so many evaluations, default the longest, is through.
+
+        Graham's bound on list scheduling: whenever the sample is not in a wave, the wave is full of others.
+        """
+        own = self.longest if of is None else of
+        return own if self.samples <= max_wave else own + ceil((self.evaluations - own) / max_wave)
 
 
 class Load:
@@ -48,7 +50,7 @@ class Load:
         self._shares: dict[Need, Share] = {}
         for ticket in tickets:
             for need, evaluations in rest(ticket.sample, ticket.number).items():
-                self._shares.setdefault(need, Share()).add(evaluations, ticket.deadline is not None)
+                self._shares.setdefault(need, Share()).add(evaluations, promised=ticket.deadline is not None)
 
     @property
     def backlog_seconds(self) -> float:
@@ -74,29 +76,32 @@ class Load:
     def seconds_until_drawn(self, wanted: Sequence[Counter[Need]]) -> float:
         """Return how long samples of these evaluations take from now on, behind everybody who is here.
 
-        Every round of the lanes serves the samples' own lane and, as long as they have work, all others; promised work
-        in other lanes is taken to be done first. Only what arrives later can make it longer.
+        Between two waves of a sample's own, every lane that has work is served once; promised work in other lanes is taken
+        to be done first, and one wave may just have begun. Only what arrives later can make it longer.
         """
-        seconds, rounds, own = 0.0, 0, set().union(*wanted)
-        for need in own:
-            share = self._joined(need, wanted)
-            waves = share.waves(self._pace.max_wave) + (need in self._shares)  # one may just have begun
-            seconds += waves * self._wave_seconds(need, share.samples)
-            rounds += waves
-        for need in self._shares.keys() - own:
-            share = self._shares[need]
-            waves = share.waves(self._pace.max_wave)
-            seconds += (waves if share.promised else min(rounds, waves)) * self._wave_seconds(need, share.samples)
-        return seconds
+        kinds = Counter(frozenset(evaluations.items()) for evaluations in wanted)
+        return max(
+            self._seconds_of(dict(own), number, [(dict(other), kinds[other]) for other in kinds if other != own])
+            for own, number in kinds.items()
+        )
 
-    def _joined(self, need: Need, wanted: Sequence[Counter[Need]]) -> Share:
-        """The need's share as it is once the wanted samples are here; of the longest, only the wanted ones count."""
-        present = self._shares.get(need, Share())
-        joined = Share(present.samples, present.evaluations)
-        for evaluations in wanted:
-            if need in evaluations:
-                joined.add(evaluations[need])
-        return joined
+    def _seconds_of(self, own: dict[Need, int], number: int, beside: list[tuple[dict[Need, int], int]]) -> float:
+        """Seconds of so many samples of a kind, beside samples of other kinds that arrive with them."""
+        others = {need: replace(share) for need, share in self._shares.items()}
+        for kind, count in beside:
+            for need, evaluations in kind.items():
+                others.setdefault(need, Share()).add(evaluations, times=count)
+        together = {need: replace(others.get(need, Share())) for need in own | others}
+        for need, evaluations in own.items():
+            together[need].add(evaluations, times=number)
+        waves = {need: together[need].waves(self._pace.max_wave, own[need]) for need in own}
+        rounds, seconds = sum(waves.values()) + 1, 0.0
+        for need, share in together.items():
+            mine, between = waves.get(need, 0), others[need].waves(self._pace.max_wave) if need in others else 0
+            if not share.promised or own.keys() == {need}:
+                between = min(between, rounds - mine)
+            seconds += (mine + between) * self._wave_seconds(need, share.samples)
+        return seconds
 
     def _samples(self, need: Need) -> int:
         return self._shares[need].samples if need in self._shares else 1
