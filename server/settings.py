@@ -44,9 +44,9 @@ class Settings(BaseSettings):
     """Longest that accepted requests may take to finish after SIGTERM, in seconds."""
     encode_threads: int = Field(default=2, ge=1, le=256)
     """Threads that turn pixels into PNG, WebP or JPEG."""
-    brownout_high_seconds: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    brownout_high_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Backlog above which consenting requests get fewer steps, in seconds of device time; a level every half second."""
-    brownout_low_seconds: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    brownout_low_seconds: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Backlog below which they get more again, in seconds of device time; smaller than brownout_high_seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important message that is logged."""

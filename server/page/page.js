@@ -34,7 +34,6 @@ async function start() {
     changed();
   });
   $("seed").addEventListener("change", changed);
-  $("deadline").addEventListener("change", draw);
   $("draw-strip").addEventListener("click", drawStrip);
   draw();
 }
