@@ -20,84 +20,8 @@ from training.features import Judge, describe_judge, family_judge, frechet_dista
 from training.members import locked
 from training.teacher import in_precision
 
-REFERENCE_IMAGES = 10_000
 BATCH = 64
 TIMED_BATCH = 16
-_REAL_SEED = 101
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How to measure: shared by every position of one call."""
-
-    samples: int
-    """Images per run behind a quality number."""
-    seeds: tuple[int, ...]
-    """One run each."""
-    precision: str
-    """Network arithmetic of the quality runs, "bf16" or "fp32"."""
-    device: torch.device
-    command: str
-    """The command line, for the record."""
-    commit: str
-    """The code that runs, as git named it when the command began."""
-
-
-class Yardstick:
-    """The judge, the real images' features, and how far as many real images are from them."""
-
-    def __init__(self, family: Family, data: DataSet):
-        self.data = data
-        self.judge: Judge = family_judge(family.folder, data)
-        self.description = describe_judge(family.folder, self.judge, data)
-        count = len(data) if isinstance(data, FiniteSet) else REFERENCE_IMAGES
-        self.features = self._features_of_real(0, count)
-        self.reference = f"{count} real images of {data.name}"
-
-    def distance(self, images: Tensor) -> float:
-        """Return the Frechet distance of images uint8 (N, H, W, C) to the real ones."""
-        return frechet_distance(self._features(pixels_to_latents(images.numpy())), self.features)
-
-    def agreement(self, images: Tensor, condition: Tensor) -> float:
-        """Return the fraction of images uint8 (N, H, W, C) in which everything asked for, condition (N, slots), is seen."""
-        x = pixels_to_latents(images.numpy())
-        return float(
-            torch.cat([self.judge.agrees(a, b) for a, b in zip(x.split(256), condition.split(256), strict=True)])
-            .float()
-            .mean()
-        )
-
-    def floor(self, samples: int, runs: int) -> Measure:
-        """Return the distance of `samples` real images to real images.
-
-        Of an endless set, fresh images to the reference.  A finite set is its own reference, so there are no others:
-        there `samples` random images to as many others of the set, half of it each at most.
-        """
-        distances = []
-        for run in range(runs):
-            if isinstance(self.data, FiniteSet):
-                order = np.random.default_rng(run).permutation(len(self.features))
-                half = min(samples, len(order) // 2)
-                distances.append(frechet_distance(self.features[order[:half]], self.features[order[half : 2 * half]]))
-            else:
-                start = REFERENCE_IMAGES + run * samples
-                distances.append(frechet_distance(self._features_of_real(start, samples), self.features))
-        return measure(distances)
-
-    def _features_of_real(self, start: int, count: int) -> np.ndarray:
-        parts = [
-            self.data.batch(at, min(256, start + count - at), seed=_REAL_SEED)[0]
-            for at in range(start, start + count, 256)
-        ]
-        return self._features(torch.cat(parts))
-
-    def _features(self, x: Tensor) -> np.ndarray:
-        return torch.cat([self.judge.features(part) for part in x.split(256)]).numpy()
-
-
-def measure(values: list[float]) -> Measure:
-    """Return mean and standard deviation (of the runs, N - 1; 0 for one run)."""
-    return Measure(mean=float(np.mean(values)), spread=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
 
 
 def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Evaluation) -> Frontier:
