@@ -13,6 +13,7 @@ temporary name and renamed, the manifest last, so that a reader sees a family wh
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,14 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.condition import Conditioning
-from diffusion.frontier import Frontier
-from diffusion.plans import Plan, Variance, student_plan, teacher_plan
+from diffusion.frontier import Frontier, Position, Source
+from diffusion.plans import Hop, Plan, Variance, student_plan, teacher_plan
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT, UViTConfig
 from diffusion.variance import MeasuredVariance, analytic_variance
 
 TEACHER_STEPS = (32, 64, 128, 256, 512)
 """Dial positions that run on the teacher, with aDDIM."""
+Role = Literal["teacher", "student", "whole"]
+"""A member's part: the teacher, a student of one step count, or a student for the whole dial, told the segment count."""
 MANIFEST, FRONTIER = "family.json", "frontier.json"
 R = TypeVar("R", bound=BaseModel)
 
@@ -82,10 +85,10 @@ class Member(_Record):
     """One network of a family."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    """Name inside the family: "teacher", "student-4"."""
-    role: Literal["teacher", "student"]
+    """Name inside the family: "teacher", "student-4", "whole"."""
+    role: Role
     steps: int | None = Field(default=None, ge=1)
-    """A student's number of segments; None for the teacher."""
+    """A student's number of segments; None for the teacher, and for a whole-dial student, whose counts are its network's."""
     guidance: float = Field(default=0.0, ge=0)
     """Guidance w baked into a student; 0 for the teacher, which is guided while sampling."""
     network: UViTConfig
@@ -98,8 +101,27 @@ class Member(_Record):
     @model_validator(mode="after")
     def _steps_fit_role(self) -> "Member":
         if (self.role == "student") != (self.steps is not None):
-            raise ValueError("a student has steps, a teacher has none")
+            raise ValueError("a student has steps, a teacher and a student for the whole dial have none")
+        if (self.role == "whole") != bool(self.network.segments):
+            raise ValueError("the network of a student for the whole dial has segments, no other has")
         return self
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Dial positions that the member can draw alone, rising."""
+        if self.steps:
+            return (self.steps,)
+        counts = tuple(count for count in self.network.segments if count)
+        as_teacher = self.role == "teacher" or 0 in self.network.segments
+        return counts + tuple(steps for steps in TEACHER_STEPS if as_teacher and steps not in counts)
+
+    def plan(self, steps: int) -> Plan:
+        """Return how the member draws one of its positions alone."""
+        if self.role == "student":
+            return student_plan(self.name, steps)
+        if self.role == "whole" and steps in self.network.segments:
+            return student_plan(self.name, steps, steps)
+        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None)
 
 
 class GoldenRecord(FileRecord):
@@ -139,9 +161,11 @@ class Manifest(_Record):
     @model_validator(mode="after")
     def _members_fit(self) -> "Manifest":
         names = [member.name for member in self.members]
-        steps = [member.steps for member in self.members]
-        if len(set(names)) != len(names) or len(set(steps)) != len(steps):
-            raise ValueError("two members have the same name or the same steps")
+        parts = [(member.role, member.steps) for member in self.members]
+        if len(set(names)) != len(names) or len(set(parts)) != len(parts):
+            raise ValueError(
+                "two members have the same name or the same steps, or both are teachers or for the whole dial"
+            )
         for member in self.members:
             network = member.network
             if (network.resolution, network.channels, network.slots) != (
@@ -167,9 +191,25 @@ class Manifest(_Record):
         """The students by rising steps."""
         return tuple(sorted((m for m in self.members if m.role == "student"), key=lambda member: member.steps or 0))
 
+    @property
+    def whole(self) -> Member | None:
+        """The student for the whole dial, if the family has one."""
+        return next((member for member in self.members if member.role == "whole"), None)
+
     def member(self, name: str) -> Member:
         """Return a member by name.  Raises KeyError for an unknown one."""
         return {member.name: member for member in self.members}[name]
+
+    def check(self, hops: Iterable[Hop]) -> None:
+        """Raise ValueError if a hop names a member, or a segment count of one, that the family does not have."""
+        members = {member.name: member for member in self.members}
+        for hop in hops:
+            if hop.member not in members:
+                raise ValueError("names a member that the family does not have")
+            known = members[hop.member].network.segments
+            if hop.segments not in (known or (None,)):
+                counts = ", ".join(map(str, known)) or "none"
+                raise ValueError(f"asks {hop.member} for segment count {hop.segments}; it was trained for {counts}")
 
 
 class GoldenSample(_Record):
@@ -179,6 +219,8 @@ class GoldenSample(_Record):
     condition: tuple[int, ...]
     seed: int
     index: int = 0
+    member: str | None = None
+    """Who drew it; None in older families: the student of `steps`, else the teacher."""
 
 
 class Family:
@@ -194,15 +236,49 @@ class Family:
 
     @cached_property
     def positions(self) -> dict[int, Plan]:
-        """Dial position -> plan, rising: the students, the teacher's positions, and what the frontier adds to them."""
-        plans = {
-            member.steps: student_plan(member.name, member.steps) for member in self.manifest.students if member.steps
-        }
-        if self.manifest.teacher:
-            plans |= {steps: teacher_plan(self.manifest.teacher.name, steps) for steps in TEACHER_STEPS}
-        for position in self.frontier.positions if self.frontier else ():
-            plans.setdefault(position.steps, position.plan)
-        return dict(sorted(plans.items()))
+        """Dial position -> the plan it runs by default, rising; every position of a member or of the frontier.
+
+        That is the student of so many steps, or the teacher, or the student for the whole dial where it stands alone or
+        where both were measured on equal numbers of images and it is the nearer one; else the frontier's best.
+        """
+        offered = {steps for member in self.manifest.members for steps in member.positions}
+        offered |= {position.steps for position in self.frontier.positions} if self.frontier else set()
+        return {steps: self._default(steps) for steps in sorted(offered)}
+
+    def _default(self, steps: int) -> Plan:
+        own = self._own(steps)
+        measured = [choice for choice in self.choices(steps) if not own or choice.plan in own]
+        compare = len(measured) == len(own) and len({choice.samples for choice in measured}) == 1
+        return measured[0].plan if compare or not own else own[0]
+
+    def _own(self, steps: int) -> tuple[Plan, ...]:
+        """The plans of one member: of the student of so many steps, else the teacher; and of the one for the whole dial."""
+        manifest = self.manifest
+        dedicated = [m for m in (*manifest.students, manifest.teacher) if m and steps in m.positions][:1]
+        whole = [manifest.whole] if manifest.whole and steps in manifest.whole.positions else []
+        return tuple(member.plan(steps) for member in dedicated + whole)
+
+    def plans(self, steps: int) -> tuple[Plan, ...]:
+        """Return every way to draw a position: a single member's, then what else the frontier holds, best first."""
+        return tuple(dict.fromkeys((*self._own(steps), *(choice.plan for choice in self.choices(steps)))))
+
+    def choices(self, steps: int) -> tuple[Position, ...]:
+        """Return every measured way to draw a position, the lowest Frechet distance first."""
+        positions = self.frontier.positions if self.frontier else ()
+        return tuple(sorted((p for p in positions if p.steps == steps), key=lambda position: position.frechet.mean))
+
+    def measured(self, plan: Plan) -> Position | None:
+        """Return what was measured of a plan, if anything was."""
+        positions = self.frontier.positions if self.frontier else ()
+        return next((position for position in positions if position.plan == plan), None)
+
+    def source(self, plan: Plan) -> Source:
+        """Tell what kind of plan this is."""
+        members = [self.manifest.member(name) for name in plan.members]
+        if all(member.role == "teacher" for member in members):
+            return "teacher"
+        alone = len(members) == 1 and plan.steps in members[0].positions and plan == members[0].plan(plan.steps)
+        return members[0].role if alone else "searched"
 
     @property
     def variance(self) -> Variance:
@@ -216,11 +292,11 @@ class Family:
         """
         members = [self.manifest.member(name) for name in plan.members]
         for member in members:
-            if member.role == "student" and asked is not None and asked != member.guidance:
+            if member.role != "teacher" and asked is not None and asked != member.guidance:
                 raise ValueError(
                     f"guidance is baked into {member.name} at {member.guidance:g}; only the teacher's positions take another"
                 )
-        if any(member.role == "student" for member in members):
+        if any(member.role != "teacher" for member in members):
             return 0.0
         return self.manifest.guidance if asked is None else asked
 
@@ -249,6 +325,12 @@ class Family:
         with safe_open(self.folder / record.file, framework="pt") as file:
             samples = [GoldenSample.model_validate(entry) for entry in json.loads(file.metadata()["samples"])]
             return list(zip(samples, file.get_tensor("images"), strict=True))
+
+    def golden_plan(self, sample: GoldenSample) -> Plan:
+        """Return the plan that a recorded sample was drawn with."""
+        if sample.member is None:
+            return self._own(sample.steps)[0]
+        return self.manifest.member(sample.member).plan(sample.steps)
 
     def check_golden(self, images: dict[GoldenSample, Tensor]) -> None:
         """Compare images drawn now with the recorded ones.  Raises FamilyError naming the dial position that differs."""
@@ -284,9 +366,11 @@ def open_family(folder: Path | str) -> Family:
                 f"{record.file} of family {manifest.name!r} is not the file that was written: its SHA-256 differs"
             )
     frontier = _read(folder, FRONTIER, Frontier)
-    known = {member.name for member in manifest.members}
-    if frontier and not all(set(position.plan.members) <= known for position in frontier.positions):
-        raise FamilyError(f"{FRONTIER} of family {manifest.name!r} names a member that the family does not have")
+    try:
+        for plan in frontier.plans if frontier else ():
+            manifest.check(plan.hops)
+    except ValueError as error:
+        raise FamilyError(f"{FRONTIER} of family {manifest.name!r} {error}") from None
     return Family(folder, manifest, frontier)
 
 

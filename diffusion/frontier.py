@@ -1,10 +1,17 @@
-"""The frontier: what each dial position of a family was measured to give and to cost.  A file, made by a command."""
+"""The frontier: what each dial position of a family was measured to give and to cost.  A file, made by a command.
+
+A position may have been measured in several ways: by the student of that many steps, by the student for the whole dial,
+by a searched plan.  They are rows of their own, told apart by their plans.
+"""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion.plans import Plan
+
+Source = Literal["student", "whole", "teacher", "searched"]
+"""Where a plan comes from: the student of that many steps, the student for the whole dial, the teacher, or a search."""
 
 
 class _Record(BaseModel):
@@ -38,13 +45,13 @@ class Provenance(_Record):
 
 
 class Position(_Record):
-    """One dial position."""
+    """One dial position, drawn in one way."""
 
     steps: int = Field(ge=1)
     """Network evaluations an image takes."""
     plan: Plan
     """What the engine runs."""
-    source: Literal["student", "teacher", "searched"]
+    source: Source
     """Where the plan comes from."""
     guidance: float = 0.0
     """Guidance w: baked into a student, applied while sampling from a teacher."""
@@ -72,6 +79,29 @@ class Position(_Record):
     """How speed was measured."""
 
 
+class Rescue(_Record):
+    """What an image is worth that leaves its plan at a segment boundary and finishes on a coarser student."""
+
+    steps: int = Field(ge=1)
+    """The position that is left."""
+    plan: Plan
+    """The whole way from noise: the hops of that position as far as they are taken, then how the image ends."""
+    samples: int
+    """Images behind each run's quality numbers."""
+    seeds: tuple[int, ...]
+    """Seeds of the quality runs."""
+    frechet: Measure
+    """Frechet distance to the frontier's reference, as a position's."""
+    floor: Measure
+    """The distance of as many real images to real images."""
+    agreement: Measure | None = None
+    """Fraction of images in which the judge finds everything that was asked for; None where nothing is asked."""
+    agreement_held_out: Measure | None = None
+    """The same for combinations never drawn in training."""
+    measured: Provenance
+    """How quality was measured."""
+
+
 class Frontier(_Record):
     """The measured table of one family on one device."""
 
@@ -83,4 +113,11 @@ class Frontier(_Record):
     judge: str
     """The feature network and classifier: what it is, what it was trained on, how right it is on fresh real images."""
     positions: tuple[Position, ...] = Field(min_length=1)
-    """By rising steps."""
+    """By rising steps; several of the same steps have different plans."""
+    rescues: tuple[Rescue, ...] = ()
+    """Images finished early, by rising steps."""
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every plan that was measured."""
+        return (*(position.plan for position in self.positions), *(rescue.plan for rescue in self.rescues))

@@ -36,6 +36,8 @@ class Hop(BaseModel):
     """How."""
     clip: bool = False
     """Clip x_hat to [-1, 1].  Right for a teacher, whose x_hat is an expected image; a student's is a point to aim at."""
+    segments: int | None = Field(default=None, ge=0)
+    """Segment count that a network for the whole dial is told, 0 for infinitely many; None for every other network."""
 
     @property
     def random(self) -> bool:
@@ -71,26 +73,41 @@ class Plan(BaseModel):
         return tuple(dict.fromkeys(hop.member for hop in self.hops))
 
 
-def plan(member: str, times: Iterable[float], *, rule: Rule = "ddim", clip: bool = False) -> Plan:
+def plan(
+    member: str, times: Iterable[float], *, rule: Rule = "ddim", clip: bool = False, segments: int | None = None
+) -> Plan:
     """Return the plan of one member and one rule through `times`, falling from 1 to 0."""
     times = [float(time) for time in times]
-    return Plan(
-        hops=tuple(Hop(member=member, t=t, s=s, rule=rule, clip=clip) for t, s in zip(times, times[1:], strict=False))
+    hops = (
+        Hop(member=member, t=t, s=s, rule=rule, clip=clip, segments=segments)
+        for t, s in zip(times, times[1:], strict=False)
     )
+    return Plan(hops=tuple(hops))
 
 
-def student_plan(member: str, steps: int) -> Plan:
-    """Return Algorithm 2's plan: `steps` DDIM hops from boundary to boundary of a multistep consistency student."""
-    return plan(member, uniform_times(steps))
+def student_plan(member: str, steps: int, segments: int | None = None) -> Plan:
+    """Return Algorithm 2's plan: `steps` DDIM hops from boundary to boundary of a multistep consistency student.
+
+    segments: the count that a student for the whole dial is told, which is `steps`; None for a student of one count.
+    """
+    return plan(member, uniform_times(steps), segments=segments)
 
 
-def teacher_plan(member: str, steps: int, *, rule: Rule = "addim", times: Iterable[float] | None = None) -> Plan:
+def teacher_plan(
+    member: str,
+    steps: int,
+    *,
+    rule: Rule = "addim",
+    times: Iterable[float] | None = None,
+    segments: int | None = None,
+) -> Plan:
     """Return a teacher's plan of about `steps` evaluations, by default Algorithm 3 (aDDIM) through uniform times.
 
-    Heun takes two evaluations a hop but the last, so `steps` evaluations are (steps + 1) // 2 hops.
+    Heun takes two evaluations a hop but the last, so `steps` evaluations are (steps + 1) // 2 hops.  segments: 0 for a
+    student for the whole dial in the teacher's part, None for a teacher.
     """
     hops = (steps + 1) // 2 if rule == "heun" else steps
-    return plan(member, uniform_times(hops) if times is None else times, rule=rule, clip=True)
+    return plan(member, uniform_times(hops) if times is None else times, rule=rule, clip=True, segments=segments)
 
 
 def uniform_times(steps: int) -> list[float]:

@@ -7,6 +7,7 @@ and `kernels.noise`, so equal samples give equal images up to the network's roun
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.plans import Hop, Plan, Variance, coefficient_row
@@ -15,7 +16,7 @@ from kernels import ddim, guide, last_hop, noise, x_from_v
 from kernels import hop as take_hop
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""f(z_t, logsnr_t, condition) -> v."""
+"""f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count."""
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def follow(
     ends = torch.tensor([(hop.t, hop.s) for hop in hops], dtype=torch.float64)
     logsnr = schedule.logsnr(ends).float().to(z.device)
     for index, step in enumerate(hops):
-        v, v_uncond = _evaluate(networks[step.member], z, logsnr[index, 0], condition, guidance)
+        v, v_uncond = _evaluate(networks[step.member], step, z, logsnr[index, 0], condition, guidance)
         stream = taken + index + 1
         fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
         if step.s == 0:
@@ -82,15 +83,17 @@ def follow(
 
 
 def _evaluate(
-    network: Network, z: Tensor, logsnr: Tensor, condition: Tensor, guidance: float
+    network: Network, step: Hop, z: Tensor, logsnr: Tensor, condition: Tensor, guidance: float
 ) -> tuple[Tensor, Tensor | None]:
     """Return v, and the unconditional v where there is guidance, from one evaluation of a doubled batch."""
-    batch = len(z)
+    if guidance:
+        z, condition = torch.cat([z, z]), torch.cat([condition, torch.zeros_like(condition)])
+    if step.segments is not None:
+        condition = F.pad(condition, (0, 1), value=step.segments)
+    v = network(z, logsnr.expand(len(z)), condition)
     if not guidance:
-        return network(z, logsnr.expand(batch), condition), None
-    v, v_uncond = network(
-        torch.cat([z, z]), logsnr.expand(2 * batch), torch.cat([condition, torch.zeros_like(condition)])
-    ).chunk(2)
+        return v, None
+    v, v_uncond = v.chunk(2)
     return v, v_uncond
 
 
@@ -112,7 +115,7 @@ def _corrected(
     d(z / alpha) = eps_hat d(sigma / alpha), which at this schedule's noisy end (sigma / alpha = 1808) multiplies the
     network's errors by a thousand.
     """
-    v_s, v_uncond_s = _evaluate(network, z_s, logsnr_s, condition, guidance)
+    v_s, v_uncond_s = _evaluate(network, step, z_s, logsnr_s, condition, guidance)
     x_t = _x_hat(step, schedule, step.t, z_t, v_t, v_uncond_t, guidance)
     x_s = _x_hat(step, schedule, step.s, z_s, v_s, v_uncond_s, guidance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(step.t), schedule.alpha_sigma(step.s)

@@ -3,7 +3,8 @@
 A U-Net whose levels are ResNet blocks at high resolution and transformer blocks at low resolution, with transformer
 blocks in the middle.  Conditioning is FiLM: in a ResNet block on the second norm, in a transformer block on the hidden
 layer of its MLP.  It predicts v and takes no step index, so teacher and students have the same interface,
-``f(z_t, logsnr_t, condition) -> v``.  Which details the paper leaves open, and how they were settled: docs/method.md.
+``f(z_t, logsnr_t, condition) -> v``; a network for the whole dial is told its segment count in a last column of the
+condition.  Which details the paper leaves open, and how they were settled: docs/method.md.
 """
 
 import math
@@ -51,6 +52,9 @@ class UViTConfig(BaseModel):
     """Width of one attention head."""
     slots: tuple[int, ...] = ()
     """Number of values of each conditioning slot (one slot of 1,000 classes for ImageNet); value 0 means none."""
+    segments: tuple[int, ...] = ()
+    """Segment counts that one network for the whole dial was trained for, rising; 0 stands for the limit of infinitely
+    many, the teacher's own part.  Empty for teachers and for students of one step count."""
     norm: Literal["group", "layer"] = "group"
     """Norm of the ResNet blocks: GroupNorm of 32 groups (the paper's lineage) or LayerNorm over channels (faster on a CPU)."""
 
@@ -61,6 +65,9 @@ class UViTConfig(BaseModel):
             raise ValueError(f"resolution {self.resolution} is not a multiple of patch * 2^levels = {down}")
         if self.mid.kind != "transformer":
             raise ValueError("mid must be a transformer level")
+        counts = self.segments
+        if counts and (counts != tuple(sorted(set(counts))) or counts[0] < 0 or counts[-1] == 0):
+            raise ValueError(f"segments must be rising counts, got {counts}")
         for level in (*self.levels, self.mid):
             if level.kind == "transformer" and level.channels % self.head_dim:
                 raise ValueError(
@@ -198,6 +205,8 @@ class UViT(nn.Module):
         self.time_in = nn.Linear(levels[0].channels, width)
         self.time_out = nn.Linear(width, width)
         self.slots = nn.ModuleList(nn.Embedding(values + 1, width) for values in config.slots)
+        self._counts = tuple(count for count in config.segments if count)
+        self.segments = nn.Embedding(len(self._counts) + 1, width) if config.segments else None
         self.conv_in = nn.Conv2d(pixels, levels[0].channels, 3, padding=1)
         self.down = nn.ModuleList(_blocks(level, config) for level in levels)
         self.narrow = nn.ModuleList(
@@ -215,14 +224,16 @@ class UViT(nn.Module):
         nn.init.normal_(self.position, std=0.01)
         for table in self.slots:
             nn.init.normal_(table.get_parameter("weight"), std=width**-0.5)
+        if self.segments is not None:  # with a teacher's other weights the network is that teacher at every count
+            nn.init.zeros_(self.segments.weight)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict v.
 
-        z_t: (B, C, H, W); logsnr_t: (B,); condition: (B, slots) int64, one value of each slot, 0 = none; None only for a
-        network without slots.  Returns v, (B, C, H, W), in the dtype autocast or the weights give.  Raises ValueError
-        when the condition does not fit the slots.
+        z_t: (B, C, H, W); logsnr_t: (B,); condition: (B, slots) int64, one value of each slot, 0 = none, and for a network
+        with segments one more column, the segment count itself; None only for a network without either.  Returns v,
+        (B, C, H, W), in the dtype autocast or the weights give.  Raises ValueError when the columns do not fit.
         """
         embedding = self.embed(logsnr_t, condition)
         h = F.pixel_unshuffle(z_t, self.config.patch) if self.config.patch > 1 else z_t
@@ -259,9 +270,10 @@ class UViT(nn.Module):
     def embed(self, logsnr_t: Tensor, condition: Tensor | None) -> Tensor:
         """Return the conditioning embedding (B, E), through SiLU: a sinusoid of the cosine-schedule time plus the slots' tables."""
         columns = 0 if condition is None else condition.shape[1]
-        if columns != len(self.slots):
+        if columns != len(self.slots) + (self.segments is not None):
+            told = " and takes a segment count" if self.segments is not None else ""
             raise ValueError(
-                f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}"
+                f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}{told}"
             )
         # inverse cosine schedule: logsnr -> (0, 1), so that one embedding serves every shifted or interpolated schedule
         time = torch.atan(torch.exp(-0.5 * logsnr_t.float().clamp(-20.0, 20.0))) / (0.5 * math.pi)
@@ -273,7 +285,20 @@ class UViT(nn.Module):
         for column, table in enumerate(self.slots):
             assert condition is not None
             embedding = embedding + table(condition[:, column])
+        if self.segments is not None:
+            assert condition is not None
+            embedding = embedding + self.segments(self._row(condition[:, -1]))
         return F.silu(embedding)
+
+    def _row(self, segments: Tensor) -> Tensor:
+        """Return the table's row of each segment count (B,): 0 for infinitely many, k for the k-th count.
+
+        Comparisons instead of a look-up, so that no other tensor has to be on the device before a CUDA graph is caught.
+        """
+        row = torch.zeros_like(segments)
+        for count in self._counts:
+            row = row + (segments >= count)
+        return row
 
 
 def _imagenet(*, resolution: int, width: int, dropout: float, everywhere: bool) -> UViTConfig:

@@ -74,7 +74,7 @@ def _tell_metrics(family: Family) -> None:
         metrics.STUDENT_INFO.labels(member.name, member.weights.sha256).set(1)
     if family.frontier is None:
         return
-    for position in family.frontier.positions:
+    for position in filter(None, map(family.measured, family.positions.values())):
         for metric in ("frechet", "agreement", "agreement_held_out"):
             measure = getattr(position, metric)
             if measure is not None:

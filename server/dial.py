@@ -82,7 +82,7 @@ class Dial:
             conditioning=manifest.conditioning.model_dump(mode="json"),
             default_steps=self.default_steps,
             teacher_guidance=manifest.guidance,
-            student_guidance={member.name: member.guidance for member in manifest.students},
+            student_guidance={m.name: m.guidance for m in (*manifest.students, manifest.whole) if m},
             positions=[self._position(steps, plan, teacher) for steps, plan in self.positions.items()],
             licence=manifest.licence,
         )
@@ -116,10 +116,5 @@ class Dial:
             steps=steps,
             student="+".join(plan.members),
             kind="teacher" if plan.members == (teacher,) else "student",
-            measured=self._measured(steps),
+            measured=Measured.model_validate(found) if (found := self._family.measured(plan)) else None,
         )
-
-    def _measured(self, steps: int) -> Measured | None:
-        positions = self._family.frontier.positions if self._family.frontier else ()
-        found = next((position for position in positions if position.steps == steps), None)
-        return Measured.model_validate(found) if found else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.family import Family, FamilyError
-from diffusion.plans import Hop, Plan, coefficient_row
+from diffusion.plans import Hop, coefficient_row, plan
 from diffusion.uvit import UViT, UViTConfig
 from kernels import Column, hop, last_hop, noise
 from server import metrics
@@ -104,7 +104,7 @@ class Engine:
         rows = [self._row(turn) for turn in padded]
         table = torch.tensor([row for row, _ in rows], dtype=torch.float32).to(self.device)
         logsnr = torch.tensor([logsnr for _, logsnr in rows], dtype=torch.float32).to(self.device)
-        condition = torch.tensor([turn.sample.condition for turn in padded], dtype=torch.int64).to(self.device)
+        condition = torch.tensor([turn.condition for turn in padded], dtype=torch.int64).to(self.device)
         z = self._latents(padded)
         if turns[0].sample.guidance:
             both = torch.cat([condition, torch.zeros_like(condition)])
@@ -151,10 +151,10 @@ class Engine:
         manifest, samples = self.family.manifest, []
         condition = tuple(1 for _ in manifest.conditioning.sizes)
         for member in manifest.members:
-            hops = (Hop(member=member.name, t=1.0, s=0.5), Hop(member=member.name, t=0.5, s=0.0))
-            samples.append(Sample(Plan(hops=hops), condition, seed=0))
+            halves = plan(member.name, (1.0, 0.5, 0.0), segments=max(member.network.segments, default=None))
+            samples.append(Sample(halves, condition, seed=0))
             if member.role == "teacher":
-                samples.append(Sample(Plan(hops=hops), condition, seed=0, guidance=manifest.guidance or 1.0))
+                samples.append(Sample(halves, condition, seed=0, guidance=manifest.guidance or 1.0))
         return samples
 
     def _find_exact_buckets(self, sample: Sample) -> None:
@@ -174,11 +174,11 @@ class Engine:
     @staticmethod
     def _crowd(sample: Sample, size: int) -> list[Turn]:
         """Turns of one member that differ in seed and in time."""
-        member = sample.plan.hops[0].member
+        first = sample.plan.hops[0]
         crowd = []
         for seed, t in enumerate(np.linspace(0.95, 0.2, size).tolist()):
-            hops = (Hop(member=member, t=before, s=after) for before, after in ((1.0, t), (t, 0.1), (0.1, 0.0)))
-            crowd.append(Turn(replace(sample, plan=Plan(hops=tuple(hops)), seed=seed), 1, None))
+            through = plan(first.member, (1.0, t, 0.1, 0.0), segments=first.segments)
+            crowd.append(Turn(replace(sample, plan=through, seed=seed), 1, None))
         return crowd
 
     def _check_golden(self) -> None:
@@ -188,7 +188,7 @@ class Engine:
             raise FamilyError(f"family {self.family.name!r} has no golden samples to check the networks with")
         images = {}
         for entry in recorded:
-            plan = self.family.positions[entry.steps]
+            plan = self.family.golden_plan(entry)
             sample = Sample(plan, entry.condition, entry.seed, entry.index, self.family.guidance(plan))
             images[entry] = torch.from_numpy(self.draw([sample])[0])
         self.family.check_golden(images)

@@ -48,6 +48,11 @@ class Turn:
         return self.sample.plan.hops[self.number]
 
     @property
+    def condition(self) -> tuple[int, ...]:
+        """What the network is told: the sample's condition and, where it serves the whole dial, the segment count."""
+        return self.sample.condition if self.hop.segments is None else (*self.sample.condition, self.hop.segments)
+
+    @property
     def is_last(self) -> bool:
         """Whether this turn yields the image."""
         return self.number + 1 == self.sample.evaluations

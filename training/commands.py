@@ -5,7 +5,7 @@ A command is a settings class whose fields are its flags and whose attribute doc
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -13,16 +13,19 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from diffusion.condition import ConditionError
 from diffusion.family import Family, FamilyError, open_family
+from diffusion.frontier import Source
 from diffusion.pictures import grid, save_picture
+from diffusion.plans import Plan
 from training import provenance
 from training.datasets import DataError, DataSet, open_data
-from training.evaluate import Evaluation, evaluate, time_again
+from training.evaluate import SOURCES, Evaluation, evaluate, time_again, ways
 from training.members import add_member, draw, new_manifest, progress_grid, training_record
 from training.report import write_report
-from training.student import StudentSettings, new_student_run, student_loss
+from training.student import StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
-from training.trainer import TrainingError, fit
+from training.trainer import Run, TrainingError, fit
 
+W = TypeVar("W", bound=str)
 FAILURES = (FamilyError, DataError, TrainingError)
 """What stops a command with one sentence instead of a traceback."""
 
@@ -78,7 +81,7 @@ class Train(TeacherSettings, Command):  # type: ignore[misc]
             run,
             data,
             lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
-            draw=progress_grid(empty, data, steps=None),
+            draw=progress_grid(empty, data),
         )
         record = training_record(run, data, provenance.command())
         family = add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
@@ -94,7 +97,12 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
     family: Path
     """Folder of the family."""
     steps: str = "1,2,4,8,16"
-    """Step counts, separated by commas; one student each."""
+    """Step counts, separated by commas; one student each, or one for all with --whole."""
+    whole: bool = False
+    """Train one network for the whole dial, told its step count. Every batch has equal parts of each count: the batch is
+    rounded up to a multiple of their number."""
+    teacher_part: bool = False
+    """With --whole: let the network learn the teacher's part too, as the count of infinitely many steps, guidance baked in."""
     guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
     """Guidance w baked into the students (cd); by default the family's, that of the teacher's positions."""
     data: str | None = None
@@ -109,13 +117,24 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
         family, device = open_family(self.family), choose_device(self.device)
         if family.manifest.teacher is None:
             raise SystemExit(f"family {family.name!r} has no teacher to distil")
-        for steps in integers(self.steps, "steps"):
+        if self.teacher_part and not self.whole:
+            raise SystemExit("--teacher-part is for one network for the whole dial; give --whole too")
+        counts = integers(self.steps, "steps")
+        if self.whole:
+            self._distil_whole((0, *counts) if self.teacher_part else tuple(counts), family, device)
+            return
+        for steps in counts:
             self._distil(steps, family, device)
 
-    def _distil(self, steps: int, family: Family, device: torch.device) -> None:
+    def _settings(self, family: Family, parts: int = 1) -> StudentSettings:
+        """The run's settings, the batch rounded up to a multiple of `parts`."""
         asked = self.model_dump(include=set(StudentSettings.model_fields))
         guidance = family.manifest.guidance if self.guidance is None else self.guidance
-        settings = StudentSettings.model_validate(asked | {"guidance": guidance})
+        batch = -(-self.batch // parts) * parts
+        return StudentSettings.model_validate(asked | {"guidance": guidance, "batch": batch})
+
+    def _distil(self, steps: int, family: Family, device: torch.device) -> None:
+        settings = self._settings(family)
         data, objective = data_of(family, self.data), settings.objective(steps)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
         teacher = in_precision(family.network("teacher", device), settings.precision)
@@ -127,17 +146,40 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
             ),
             draw=progress_grid(family.manifest, data, steps=steps),
         )
+        self._add(f"student-{steps}", steps, run, settings, family, data)
+        print(f"wrote the {steps}-step student of family {family.name}")
+
+    def _distil_whole(self, segments: tuple[int, ...], family: Family, device: torch.device) -> None:
+        settings, data = self._settings(family, len(segments)), data_of(family, self.data)
+        print(
+            f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
+        )
+        run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
+        teacher = in_precision(family.network("teacher", device), settings.precision)
+        fit(
+            run,
+            data,
+            lambda network, x, condition, iteration, generator: whole_loss(
+                settings, segments, family, teacher, network, x, condition, iteration, generator
+            ),
+            draw=progress_grid(family.manifest, data, segments=segments),
+        )
+        self._add("whole", None, run, settings, family, data)
+        print(f"wrote the student for the whole dial of family {family.name}")
+
+    def _add(
+        self, name: str, steps: int | None, run: Run, settings: StudentSettings, family: Family, data: DataSet
+    ) -> None:
         add_member(
             self.family,
             family.manifest,
             run,
-            name=f"student-{steps}",
+            name=name,
             steps=steps,
             guidance=settings.guidance if settings.method == "cd" else 0.0,
             record=training_record(run, data, provenance.command()),
             data=data,
         )
-        print(f"wrote the {steps}-step student of family {family.name}")
 
 
 class Evaluate(Command):
@@ -147,6 +189,8 @@ class Evaluate(Command):
     """Folder of the family."""
     positions: str = "1,2,4,8,16,32"
     """Dial positions to measure, separated by commas; what was measured of others is kept."""
+    sources: str = ",".join(SOURCES)
+    """Ways of drawing them to measure, where the family has several, separated by commas."""
     samples: int = Field(default=2000, ge=80)
     """Images per run behind each quality number; more than the 64 features, or the distance is meaningless."""
     seeds: int = Field(default=3, ge=1)
@@ -169,6 +213,7 @@ class Evaluate(Command):
             raise SystemExit(
                 f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
             )
+        sources = words(self.sources, SOURCES, "sources")
         evaluation = Evaluation(
             samples=self.samples,
             seeds=tuple(range(2001, 2001 + self.seeds)),
@@ -178,14 +223,14 @@ class Evaluate(Command):
             commit=provenance.commit(),
         )
         if not self.only_speed:
-            evaluate(family, data_of(family, self.data), positions, evaluation)
+            evaluate(family, data_of(family, self.data), positions, evaluation, sources=sources)
             return
-        measured = {position.steps for position in family.frontier.positions} if family.frontier else set()
+        measured = {plan.steps for plan in ways(family, positions, sources) if family.measured(plan)}
         if not measured.issuperset(positions):
             raise SystemExit(
                 f"positions {sorted(set(positions) - measured)} are not in the frontier; measure them first"
             )
-        time_again(family, positions, evaluation)
+        time_again(family, positions, evaluation, sources=sources)
 
 
 class Sample(Command):
@@ -195,6 +240,8 @@ class Sample(Command):
     """Folder of the family."""
     steps: str = "4"
     """Dial position; several separated by commas give one row each, of the same seeds and prompts."""
+    source: Source | None = None
+    """Way of drawing it where the family has several; by default the one that it serves."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the noise; picture i of the grid is image i of this seed."""
     count: int = Field(default=16, ge=1, le=4096)
@@ -222,13 +269,14 @@ class Sample(Command):
                 raise SystemExit(
                     f"steps {steps} is not offered; family {family.name!r} has {', '.join(map(str, family.positions))}"
                 )
+        plans = [self._plan(family, steps) for steps in positions]
         condition = torch.tensor(self._conditions(family), dtype=torch.int64).reshape(self.count, -1)
         seeds, indices = [self.seed] * self.count, list(range(self.count))
         device = choose_device(self.device)
         try:
             drawn = [
-                draw(family, n, condition, seeds=seeds, indices=indices, guidance=self.guidance, device=device)
-                for n in positions
+                draw(family, plan, condition, seeds=seeds, indices=indices, guidance=self.guidance, device=device)
+                for plan in plans
             ]
         except ValueError as error:
             raise SystemExit(str(error)) from None
@@ -237,6 +285,14 @@ class Sample(Command):
         captions = [f"{steps}" for steps in positions] if several and columns == self.count else []
         save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=captions), self.out)
         print(f"wrote {self.out}")
+
+    def _plan(self, family: Family, steps: int) -> Plan:
+        if self.source is None:
+            return family.positions[steps]
+        found = [plan for plan in family.plans(steps) if family.source(plan) == self.source]
+        if not found:
+            raise SystemExit(f"steps {steps} is not drawn by {self.source} in family {family.name!r}")
+        return found[0]
 
     def _conditions(self, family: Family) -> list[tuple[int, ...]]:
         conditioning = family.manifest.conditioning
@@ -320,6 +376,14 @@ def integers(text: str, flag: str) -> list[int]:
     if not values or values[0] < 1 or values[-1] > 1024:
         raise SystemExit(f"--{flag} must be whole numbers from 1 to 1024 separated by commas, got {text!r}")
     return values
+
+
+def words(text: str, known: tuple[W, ...], flag: str) -> tuple[W, ...]:
+    """Return those of the known words that "a,b" names.  Exits with a sentence for anything else."""
+    asked = {part.strip() for part in text.split(",")}
+    if not asked <= set(known):
+        raise SystemExit(f"--{flag} must be of {', '.join(known)}, separated by commas, got {text!r}")
+    return tuple(word for word in known if word in asked)
 
 
 def data_of(family: Family, name: str | None) -> DataSet:

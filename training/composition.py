@@ -111,7 +111,9 @@ def words(plan: Plan, students: tuple[Student, ...]) -> str:
             times.append(student.start(times[-1]))
             at += 1
         t = times[-1]
-        shown = "→".join(map(_sign, times)) if len(times) < 6 else f"{_sign(times[0])}→…→{_sign(t)} ({len(times) - 1} hops)"
+        shown = (
+            "→".join(map(_sign, times)) if len(times) < 6 else f"{_sign(times[0])}→…→{_sign(t)} ({len(times) - 1} hops)"
+        )
         parts.append(f"{'whole ' if student.whole else ''}{student.segments}: {shown}")
     return ", then ".join(parts)
 

@@ -1,7 +1,5 @@
 """What a search found, drawn again with fresh noise and prompts, and written into the family: its searched positions."""
 
-from collections.abc import Iterator
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion.family import Family
@@ -23,8 +21,8 @@ class Scored(_Record):
     """Network evaluations of one image."""
     plan: str
     """The student of each hop: "student-4", or "whole:4" for the whole-dial student told 4."""
-    frechet: float
-    """Frechet distance on the search's samples."""
+    frechet: float | None
+    """Frechet distance on the search's samples; None for a student's own plan that the beam passed by."""
 
 
 class Finalist(Scored):
@@ -107,31 +105,42 @@ class Confirmation:
         qualities = self.scorer.quality([compose(candidate) for candidate in fresh], label=label) if fresh else []
         measured = {c: quality for c, quality in known.items() if quality} | dict(zip(fresh, qualities, strict=True))
         order = sorted(candidates, key=lambda candidate: measured[candidate].frechet.mean)
-        self._keep(order, fresh, measured)
+        self._keep([order[0], *(c for c in fresh if self._own(c) and c != order[0])], measured)
         return [self._finalist(candidate, measured[candidate], candidate == order[0]) for candidate in order]
 
     def _known(self, candidate: Composition) -> Quality | None:
         """Return what the frontier says of a candidate, if it was measured as it would be now."""
         evaluation, yardstick, frontier = self.scorer.evaluation, self.scorer.yardstick, self.family.frontier
         position = self.family.measured(compose(candidate))
-        if not frontier or not position or (frontier.judge, frontier.reference) != yardstick.name:
+        if not frontier or not position:
+            return None
+        if (frontier.judge, frontier.reference) != (yardstick.description, yardstick.reference):
             return None
         how = (position.samples, position.seeds, position.measured.precision)
         if how != (evaluation.samples, evaluation.seeds, evaluation.precision):
             return None
         return Quality(position.frechet, position.agreement, position.agreement_held_out)
 
-    def _keep(self, order: list[Composition], fresh: list[Composition], measured: dict[Composition, Quality]) -> None:
-        """Write the best candidate, and single students' plans that were measured with it, over what was searched before."""
-        for candidate in reversed(order):  # the best last, so that it stands when an older one is removed
-            plan = compose(candidate)
-            if candidate != order[0] and self.family.source(plan) == "searched":
-                continue
-            position = self.family.measured(plan) if candidate not in fresh else None
-            if position is None:
-                position = position_of(self.family, plan, measured[candidate], self.floor, self.scorer.evaluation)
-            keep(self.family, position, yardstick=self.scorer.yardstick, only_searched=candidate == order[0])
-        print(summary(position), " ", words(plan, self.search.breadth.students))
+    def _keep(self, chosen: list[Composition], measured: dict[Composition, Quality]) -> None:
+        """Write the best plan, and students' own that were measured beside it, in place of what was searched before."""
+        positions = []
+        for composition in chosen:
+            plan = compose(composition)
+            known = self.family.measured(plan) if self._known(composition) else None
+            evaluation = self.scorer.evaluation
+            position = known or position_of(self.family, plan, measured[composition], self.floor, evaluation)
+            print(summary(position), " ", words(plan, self.search.breadth.students))
+            positions.append(position)
+        keep(
+            self.family,
+            *positions,
+            reference=self.scorer.yardstick.reference,
+            judge=self.scorer.yardstick.description,
+            without=lambda row: row.source == "searched" and row.steps == len(chosen[0]),
+        )
+
+    def _own(self, composition: Composition) -> bool:
+        return self.family.source(compose(composition)) != "searched"
 
     def _finalist(self, candidate: Composition, quality: Quality, chosen: bool) -> Finalist:
         return Finalist(

@@ -1,99 +1,123 @@
 """`stepdial evaluate`: measure what each dial position gives and costs, and write it into the family as its frontier."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from diffusion.family import FRONTIER, Family, open_family, write_json
-from diffusion.frontier import Frontier, Measure, Position, Provenance
+from diffusion.family import FRONTIER, Family, FamilyError, open_family, write_json
+from diffusion.frontier import Frontier, Measure, Position, Provenance, Source
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
 from training import provenance
-from training.datasets import DataSet, FiniteSet, Shapes, pixels_to_latents
-from training.features import Judge, describe_judge, family_judge, frechet_distance
+from training.datasets import DataSet
 from training.members import locked
+from training.scores import Quality, Scorer
 from training.teacher import in_precision
+from training.yardstick import Evaluation, Yardstick
 
-BATCH = 64
+SOURCES: tuple[Source, ...] = get_args(Source)
+"""Every way of drawing a position, in the order of the frontier's rows."""
 TIMED_BATCH = 16
 
 
-def evaluate(family: Family, data: DataSet, positions: list[int], evaluation: Evaluation) -> Frontier:
-    """Measure the positions one after another and write each into the frontier file as soon as it is measured.
+def ways(family: Family, positions: list[int], sources: Collection[Source] = SOURCES) -> list[Plan]:
+    """Return every plan of these sources with which the family draws the positions."""
+    return [plan for steps in positions for plan in family.plans(steps) if family.source(plan) in sources]
 
-    Positions not asked for are kept, unless they were measured with another judge or reference: then they do not
-    compare, and are dropped.  Several calls for different positions may run side by side.
+
+def evaluate(
+    family: Family,
+    data: DataSet,
+    positions: list[int],
+    evaluation: Evaluation,
+    *,
+    sources: Collection[Source] = SOURCES,
+) -> Frontier:
+    """Measure every way of drawing the positions and write each into the frontier file as soon as it is measured.
+
+    sources: which ways.  Positions and ways not asked for are kept, unless they were measured with another judge or
+    reference: then they do not compare, and are dropped.  Several calls for different positions may run side by side.
+    Raises FamilyError when there is nothing to measure.
     """
-    yardstick = Yardstick(family, data)
+    plans = ways(family, positions, sources)
+    if not plans:
+        raise FamilyError(f"positions {positions} are drawn in none of these ways: {', '.join(sources)}")
+    yardstick = Yardstick(family, data, evaluation.device)
+    scorer = Scorer(family, yardstick, evaluation)
     floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
-    for steps in positions:
-        position = measure_position(family, yardstick, steps, floor, evaluation)
+    for plan in plans:
+        quality = scorer.quality([plan], label=f"{plan.steps} steps, {family.source(plan)}")[0]
+        position = position_of(family, plan, quality, floor, evaluation)
         print(summary(position))
         frontier = keep(family, position, reference=yardstick.reference, judge=yardstick.description)
+    scorer.forget()
     return frontier
 
 
-def time_again(family: Family, positions: list[int], evaluation: Evaluation) -> Frontier:
+def time_again(
+    family: Family, positions: list[int], evaluation: Evaluation, *, sources: Collection[Source] = SOURCES
+) -> Frontier:
     """Measure the speed of positions that the frontier holds anew, on a machine with nothing else to do, say."""
     assert family.frontier is not None
     frontier = family.frontier
-    measured = {position.steps: position for position in frontier.positions}
-    for steps in positions:
-        update = _speed(family, measured[steps].plan, evaluation)
-        position = measured[steps].model_copy(update=update)
+    for measured in filter(None, map(family.measured, ways(family, positions, sources))):
+        position = measured.model_copy(update=_speed(family, measured.plan, evaluation))
         print(summary(position))
         frontier = keep(family, position, reference=frontier.reference, judge=frontier.judge)
     return frontier
 
 
-def keep(family: Family, position: Position, *, reference: str, judge: str) -> Frontier:
-    """Write a position into the family's frontier file, beside those taken with the same judge and reference."""
+def keep(
+    family: Family,
+    *positions: Position,
+    reference: str,
+    judge: str,
+    without: Callable[[Position], bool] = lambda row: False,
+) -> Frontier:
+    """Write positions into the family's frontier file, beside those taken with the same judge and reference.
+
+    without: of those, which to remove.
+    """
+    fresh = {position.plan: position for position in positions}
     with locked(family.folder):
-        old = open_family(family.folder).frontier
-        compares = old and (old.judge, old.reference) == (judge, reference)
-        kept = {other.steps: other for other in old.positions} if old and compares else {}
-        positions = tuple(other for _, other in sorted((kept | {position.steps: position}).items()))
-        frontier = Frontier(family=family.name, reference=reference, judge=judge, positions=positions)
+        old = comparable(family, reference=reference, judge=judge)
+        kept = {row.plan: row for row in old.positions if not without(row)} if old else {}
+        rows = sorted((kept | fresh).values(), key=lambda row: (row.steps, SOURCES.index(row.source)))
+        frontier = Frontier(
+            family=family.name,
+            reference=reference,
+            judge=judge,
+            positions=tuple(rows),
+            rescues=old.rescues if old else (),
+        )
         write_json(family.folder, FRONTIER, frontier)
         return frontier
 
 
-def measure_position(
-    family: Family, yardstick: Yardstick, steps: int, floor: Measure, evaluation: Evaluation
-) -> Position:
-    """Measure quality over the evaluation's seeds, then latency and throughput."""
-    plan = family.positions[steps]
-    draw = sampler(family, plan, evaluation)
-    data = yardstick.data
-    distances, right, right_held_out = [], [], []
-    for seed in evaluation.seeds:
-        _, condition = data.batch(0, evaluation.samples, seed=seed)
-        images = draw_many(draw, condition, seed, label=f"{steps} steps, seed {seed}")
-        distances.append(yardstick.distance(images))
-        if data.conditioning.sizes:
-            right.append(yardstick.agreement(images, condition))
-        if isinstance(data, Shapes):
-            _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
-            right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
-    student = family.manifest.member(plan.members[0])
+def comparable(family: Family, *, reference: str, judge: str) -> Frontier | None:
+    """Return the frontier as its file is now, if it was measured with this reference and judge."""
+    frontier = open_family(family.folder).frontier
+    return frontier if frontier and (frontier.reference, frontier.judge) == (reference, judge) else None
+
+
+def position_of(family: Family, plan: Plan, quality: Quality, floor: Measure, evaluation: Evaluation) -> Position:
+    """Return a plan's position of this quality, its speed measured now."""
+    first = family.manifest.member(plan.members[0])
     return Position(
-        steps=steps,
+        steps=plan.steps,
         plan=plan,
-        source=student.role,
-        guidance=student.guidance if student.role == "student" else family.guidance(plan),
+        source=family.source(plan),
+        guidance=family.guidance(plan) if first.role == "teacher" else first.guidance,
         samples=evaluation.samples,
         seeds=evaluation.seeds,
-        frechet=measure(distances),
         floor=floor,
-        agreement=measure(right) if right else None,
-        agreement_held_out=measure(right_held_out) if right_held_out else None,
-        measured=_provenance(evaluation),
+        measured=provenance_of(evaluation),
+        **quality._asdict(),
         **_speed(family, plan, evaluation),
     )
 
@@ -103,10 +127,11 @@ def _speed(family: Family, plan: Plan, evaluation: Evaluation) -> dict[str, Any]
     served = replace(evaluation, precision="fp32")
     condition = torch.ones(TIMED_BATCH, len(family.manifest.conditioning.sizes), dtype=torch.int64)
     latency, rate = time_it(sampler(family, plan, served), condition)
-    return {"latency_ms": latency, "images_per_second": rate, "batch": TIMED_BATCH, "timed": _provenance(served)}
+    return {"latency_ms": latency, "images_per_second": rate, "batch": TIMED_BATCH, "timed": provenance_of(served)}
 
 
-def _provenance(evaluation: Evaluation) -> Provenance:
+def provenance_of(evaluation: Evaluation) -> Provenance:
+    """Return how an evaluation measures, as of now."""
     return Provenance(
         command=evaluation.command,
         commit=evaluation.commit,
@@ -144,17 +169,6 @@ def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
     return draw
 
 
-def draw_many(draw: Draw, condition: Tensor, seed: int, *, label: str) -> Tensor:
-    """Draw one image per row of `condition`, image i being index i of `seed`; uint8 (N, H, W, C)."""
-    parts = []
-    with tqdm(total=len(condition), desc=label, unit="img", mininterval=1, leave=False) as bar:
-        for start in range(0, len(condition), BATCH):
-            part = condition[start : start + BATCH]
-            parts.append(draw(part, [seed] * len(part), list(range(start, start + len(part)))))
-            bar.update(len(part))
-    return torch.cat(parts)
-
-
 def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measure, float]:
     """Return one image's latency in milliseconds (median, half the interquartile range) and images/s at a full batch."""
     draw(condition[:1], [0], [0])
@@ -177,7 +191,7 @@ def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measur
 def summary(position: Position) -> str:
     """Return one line for people."""
     near = f"distance {position.frechet.mean:8.2f} ± {position.frechet.spread:.2f} (floor {position.floor.mean:.2f})"
-    line = f"{position.steps:4d} steps  {near}"
+    line = f"{position.steps:4d} steps  {position.source:8}  {near}"
     if position.agreement:
         line += f"  right {position.agreement.mean:.1%}"
     if position.agreement_held_out:

@@ -1,6 +1,7 @@
 """From a finished run to a member of a family on disk: weights, manifest, golden samples."""
 
 import fcntl
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from diffusion.family import (
     GoldenSample,
     Manifest,
     Member,
+    Role,
     TrainingRecord,
     open_family,
     write_golden,
@@ -26,7 +28,7 @@ from diffusion.family import (
     write_tensors,
 )
 from diffusion.pictures import grid, save_picture
-from diffusion.plans import student_plan, teacher_plan
+from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import sample
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
@@ -68,21 +70,23 @@ def add_member(
 ) -> Family:
     """Write the run's EMA weights in half precision as a member, with golden samples, and return the family.
 
-    empty: the manifest to start from where the folder holds no family yet.  A member of the same name is replaced; a
-    new teacher replaces the whole family, whose students were distilled from the old one.
+    empty: the manifest to start from where the folder holds no family yet.  steps: of a student; None for the teacher and
+    for a student for the whole dial, which is told from a teacher by its network.  A member of the same name is replaced;
+    a new teacher replaces the whole family, whose students were distilled from the old one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.half() for key, value in run.ema.items()}
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise FamilyError(f"the weights of {name} do not fit half precision")
+    assert isinstance(run.network, UViT)
+    role: Role = "student" if steps else "whole" if run.network.config.segments else "teacher"
     with locked(folder):
-        old = open_family(folder) if (folder / MANIFEST).exists() and steps is not None else None
+        old = open_family(folder) if (folder / MANIFEST).exists() and role != "teacher" else None
         _forget(folder, name, old)
         manifest = old.manifest if old else empty
-        assert isinstance(run.network, UViT)
         member = Member(
             name=name,
-            role="teacher" if steps is None else "student",
+            role=role,
             steps=steps,
             guidance=guidance,
             network=run.network.config,
@@ -93,10 +97,10 @@ def add_member(
         members = [other for other in manifest.members if other.name != name] + [member]
         manifest = manifest.model_copy(update={"members": tuple(members)})
         family = Family(folder, manifest, None)
-        if steps is None:
+        if role == "teacher":
             manifest = manifest.model_copy(update={"variance": measure_variance(family, data)})
             family = Family(folder, manifest, None)
-        golden = write_golden(folder, _golden(family, steps or TEACHER_STEPS[0], manifest.golden))
+        golden = write_golden(folder, _golden(family, member))
         write_json(
             folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
         )
@@ -106,12 +110,14 @@ def add_member(
 def _forget(folder: Path, name: str, old: Family | None) -> None:
     """Remove what a member that is about to change makes untrue: a teacher everything, a student what was measured of it."""
     if old is None:
-        for file in (MANIFEST, FRONTIER, JUDGE, *(path.name for path in folder.glob("student-*.safetensors"))):
+        students = (path.name for pattern in ("student-*", "whole") for path in folder.glob(f"{pattern}.safetensors"))
+        for file in (MANIFEST, FRONTIER, JUDGE, *students):
             (folder / file).unlink(missing_ok=True)
     elif old.frontier:
         kept = tuple(position for position in old.frontier.positions if name not in position.plan.members)
+        rescues = tuple(rescue for rescue in old.frontier.rescues if name not in rescue.plan.members)
         if kept:
-            write_json(folder, FRONTIER, old.frontier.model_copy(update={"positions": kept}))
+            write_json(folder, FRONTIER, old.frontier.model_copy(update={"positions": kept, "rescues": rescues}))
         else:
             (folder / FRONTIER).unlink()
 
@@ -148,20 +154,22 @@ def measure_variance(family: Family, data: DataSet, *, levels: int = 33, count: 
     return MeasuredVariance(logsnr=tuple(logsnr.tolist()), error=tuple(errors))
 
 
-def _golden(family: Family, steps: int, recorded: object) -> list[tuple[GoldenSample, Tensor]]:
-    """Return the golden samples: those recorded for other positions, and new ones of this position."""
-    kept = [entry for entry in (family.golden() if recorded else []) if entry[0].steps != steps]
+def _golden(family: Family, member: Member) -> list[tuple[GoldenSample, Tensor]]:
+    """Return the golden samples: those recorded of other members, and new ones of this member."""
+    kept = [entry for entry in family.golden() if family.golden_plan(entry[0]).members != (member.name,)]
     sizes = family.manifest.conditioning.sizes
-    for seed in GOLDEN_SEEDS:
+    # a few evaluations each: of the teacher, and of whoever takes its part, the first position alone
+    positions = [steps for steps in member.positions if steps <= TEACHER_STEPS[0]] or member.positions[:1]
+    for steps, seed in itertools.product(positions, GOLDEN_SEEDS):
         condition = tuple(1 + (seed * (slot + 3)) % size for slot, size in enumerate(sizes))
-        wanted = GoldenSample(steps=steps, condition=condition, seed=seed)
-        kept.append((wanted, draw(family, steps, torch.tensor([condition]), seeds=[seed], indices=[0])[0]))
-    return sorted(kept, key=lambda entry: (entry[0].steps, entry[0].seed))
+        wanted = GoldenSample(steps=steps, condition=condition, seed=seed, member=member.name)
+        kept.append((wanted, draw(family, member.plan(steps), torch.tensor([condition]), seeds=[seed], indices=[0])[0]))
+    return sorted(kept, key=lambda entry: (entry[0].steps, entry[0].member or "", entry[0].seed))
 
 
 def draw(
     family: Family,
-    steps: int,
+    plan: Plan,
     condition: Tensor,
     *,
     seeds: list[int],
@@ -169,8 +177,7 @@ def draw(
     guidance: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw images of a family at a dial position, uint8 (B, H, W, C), in float32."""
-    plan = family.positions[steps]
+    """Draw images of a family by a plan, uint8 (B, H, W, C), in float32."""
     networks = {name: family.network(name, device) for name in plan.members}
     manifest = family.manifest
     return sample(
@@ -187,25 +194,38 @@ def draw(
     )
 
 
-def progress_grid(manifest: Manifest, data: DataSet, *, steps: int | None) -> Callable[[nn.Module, Path], None]:
-    """Return a function (network, file) that draws 32 fixed samples: a student's at its steps, a teacher's (None) at 16."""
-    plan = student_plan("member", steps) if steps else teacher_plan("member", 16, rule="ddim")
-    _, condition = data.batch(0, 32, seed=0)
+def progress_grid(
+    manifest: Manifest, data: DataSet, *, steps: int | None = None, segments: tuple[int, ...] = ()
+) -> Callable[[nn.Module, Path], None]:
+    """Return a function (network, file) that draws fixed samples on the way.
+
+    32 of a student at its steps, or of a teacher (no steps, no segments) at 16; 8 at each count of a student for the
+    whole dial, a row each, infinitely many being 16.
+    """
+    guidance = 0.0 if steps or segments else manifest.guidance
+    plans = [student_plan("member", count or 16, count) for count in segments]
+    if not plans:
+        plans = [student_plan("member", steps) if steps else teacher_plan("member", 16, rule="ddim")]
+    count = 8 if segments else 32
+    _, condition = data.batch(0, count, seed=0)
 
     def write(network: nn.Module, file: Path) -> None:
         device = next(network.parameters()).device
-        images = sample(
-            {"member": network},
-            plan,
-            manifest.schedule,
-            condition,
-            seeds=[0] * 32,
-            indices=list(range(32)),
-            shape=manifest.shape,
-            guidance=0.0 if steps else manifest.guidance,
-            device=device,
-        )
-        save_picture(grid(images, 8, zoom=3), file)
+        rows = [
+            sample(
+                {"member": network},
+                plan,
+                manifest.schedule,
+                condition,
+                seeds=[0] * count,
+                indices=list(range(count)),
+                shape=manifest.shape,
+                guidance=guidance,
+                device=device,
+            )
+            for plan in plans
+        ]
+        save_picture(grid(torch.cat(rows), 8, zoom=3), file)
 
     return write
 

@@ -12,7 +12,7 @@ Every ambiguity of the paper is a field of `Objective`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,9 +159,61 @@ def consistency_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Return each sample's loss (B,) of Algorithm 1.  `teacher` is needed for cd and unused for ct."""
-    n_teacher = teacher_steps(objective, iteration)
-    times = sample_times(len(x), student_steps=objective.student_steps, n_teacher=n_teacher, generator=generator)
+    return mixed_loss(network, teacher, (objective,), schedule, x, condition, iteration=iteration, generator=generator)
+
+
+def mixed_loss(
+    network: Network,
+    teacher: Network | None,
+    objectives: Sequence[Objective],
+    schedule: CosineSchedule,
+    x: Tensor,
+    condition: Tensor,
+    *,
+    iteration: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return each sample's loss (B,) of Algorithm 1 in a batch whose equal parts, in order, have an objective each.
+
+    Every network is evaluated on the whole batch at once; times, teacher steps and distances are each part's own.
+    Raises ValueError when the batch cannot be parted equally or the objectives ask the teacher for different things.
+    """
+    times = mixed_times(objectives, len(x), iteration=iteration, generator=generator)
     eps = torch.randn(x.shape, generator=generator, device=generator.device)
+    return loss_at(network, teacher, objectives, schedule, x, condition, times=times, eps=eps)
+
+
+def mixed_times(objectives: Sequence[Objective], batch: int, *, iteration: int, generator: torch.Generator) -> Times:
+    """Draw the times of a batch whose equal parts have an objective each.  Raises ValueError for unequal parts."""
+    if batch % len(objectives):
+        raise ValueError(f"a batch of {batch} cannot be parted equally among {len(objectives)} objectives")
+    parts = [
+        sample_times(
+            batch // len(objectives),
+            student_steps=objective.student_steps,
+            n_teacher=teacher_steps(objective, iteration),
+            generator=generator,
+        )
+        for objective in objectives
+    ]
+    return Times(*(torch.cat([getattr(part, name) for part in parts]) for name in ("t", "s", "t_step")))
+
+
+def loss_at(
+    network: Network,
+    teacher: Network | None,
+    objectives: Sequence[Objective],
+    schedule: CosineSchedule,
+    x: Tensor,
+    condition: Tensor,
+    *,
+    times: Times,
+    eps: Tensor,
+) -> Tensor:
+    """Return each sample's loss (B,) at these times with this noise, as `mixed_loss` does."""
+    objective = objectives[0]
+    if len({(o.method, o.teacher_rule, o.x_var, o.eta, o.guidance) for o in objectives}) > 1:
+        raise ValueError("objectives of one batch must agree in what they ask of the teacher")
     z_t, logsnr_t, alpha, sigma = _noised(schedule, times.t, x, eps)
     with torch.no_grad():
         x_teacher, x_var = x, torch.zeros(len(x), device=x.device)
@@ -177,8 +229,9 @@ def consistency_loss(
         x_ref = _columns(alpha_s, z_s) * z_s - _columns(sigma_s, z_s) * v_s
         x_target = consistency_target(schedule, times, z_t=z_t, x_ref=x_ref, x_teacher=x_teacher, x_var=x_var)
         v_target = (alpha * z_t - x_target) / sigma
-    v = network(z_t, logsnr_t, condition).float()
-    return distance(objective, v - v_target, sigma.flatten())
+    v_diff = network(z_t, logsnr_t, condition).float() - v_target
+    parts = zip(objectives, v_diff.chunk(len(objectives)), sigma.flatten().chunk(len(objectives)), strict=True)
+    return torch.cat([distance(*part) for part in parts])
 
 
 def _ask_teacher(

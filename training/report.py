@@ -15,17 +15,24 @@ def dial_table(family: Family) -> str:
     if frontier is None:
         raise DataError(f"family {family.name!r} has not been measured; run stepdial evaluate first")
     head = "| steps | drawn by | Fréchet distance | of real images | obeyed | held-out prompts | one image | images/s |"
-    rows = [head, "|---:|---|---:|---:|---:|---:|---:|---:|", *map(_row, frontier.positions)]
+    rows = [head, "|---:|---|---:|---:|---:|---:|---:|---:|"]
+    rows += [_row(position, _drawn_by(family, position)) for position in frontier.positions]
     missing = sorted(set(family.positions) - {position.steps for position in frontier.positions})
     notes = [f"Offered, but not measured yet: {', '.join(map(str, missing))} steps."] if missing else []
     return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *_how(frontier), *notes]) + "\n"
 
 
-def _row(position: Position) -> str:
+def _drawn_by(family: Family, position: Position) -> str:
+    """Name the source, and say which is the default where a position was measured in several ways."""
+    default = family.positions[position.steps] == position.plan and len(family.choices(position.steps)) > 1
+    return f"{position.source} (default)" if default else position.source
+
+
+def _row(position: Position, drawn_by: str) -> str:
     runs = len(position.seeds)
     cells = (
         str(position.steps),
-        position.source,
+        drawn_by,
         _number(position.frechet, runs),
         _number(position.floor, runs),
         _number(position.agreement, runs, percent=True),
@@ -60,9 +67,13 @@ def _how(frontier: Frontier) -> list[str]:
         quality[f"{about}: `{how.command}`"].append(position.steps)
         about = f"{timed.precision}, images/s {position.batch} at a time, on {timed.device}"
         speed[f"{about}: `{timed.command}`"].append(position.steps)
-    return [f"Steps {', '.join(map(str, steps))}: {what}." for what, steps in quality.items()] + [
-        f"Speed of steps {', '.join(map(str, steps))}: {what}." for what, steps in speed.items()
+    return [f"Steps {_list(steps)}: {what}." for what, steps in quality.items()] + [
+        f"Speed of steps {_list(steps)}: {what}." for what, steps in speed.items()
     ]
+
+
+def _list(steps: list[int]) -> str:
+    return ", ".join(map(str, dict.fromkeys(steps)))
 
 
 def write_report(family: Family, file: Path) -> None:

@@ -57,10 +57,10 @@ def evaluations(plans: Sequence[Plan]) -> int:
 
 
 class Scorer:
-    """Draws images of a family and has them judged.  Finished chunks lie in a folder until `forget`."""
+    """Draws images of a family and has them judged.  Finished chunks lie in the evaluation's folder until `forget`."""
 
-    def __init__(self, family: Family, yardstick: Yardstick, evaluation: Evaluation, folder: Path):
-        self.family, self.yardstick, self.evaluation, self.folder = family, yardstick, evaluation, folder
+    def __init__(self, family: Family, yardstick: Yardstick, evaluation: Evaluation):
+        self.family, self.yardstick, self.evaluation = family, yardstick, evaluation
         self.batch = 64 if evaluation.device.type == "cpu" else CHUNK
         self._networks: dict[str, Network] = {}
         self._kept: set[Path] = set()
@@ -68,14 +68,12 @@ class Scorer:
     @cached_property
     def identity(self) -> dict[str, object]:
         """Everything but plans with their members, prompts and noise that scores depend on, fit for JSON."""
-        manifest = self.family.manifest
         return {
             "code": provenance.code("training/features.py", "training/datasets.py", "training/shapes.py"),
             "judge": file_sha256(self.family.folder / JUDGE),
             "precision": self.evaluation.precision,
             "device": provenance.device_name(self.evaluation.device),
-            "schedule": manifest.schedule.model_dump(mode="json"),
-            "variance": manifest.variance.model_dump(mode="json") if manifest.variance else None,
+            **self.family.manifest.model_dump(mode="json", include={"schedule", "variance", "conditioning"}),
         }
 
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
@@ -157,7 +155,7 @@ class Scorer:
         self, plans: Sequence[Plan], condition: Tensor, at: tuple[int, int], guidance: float, bar: tqdm
     ) -> dict[str, np.ndarray]:
         """Return features (plans, B, 64) and right (plans, B) of one chunk, from its file if it was drawn before."""
-        file = self.folder / f"{self.key(plans, condition.tolist(), at, guidance)}.npz"
+        file = self.evaluation.folder / f"{self.key(plans, condition.tolist(), at, guidance)}.npz"
         self._kept.add(file)
         if file.exists():
             pass_over(bar, len(condition) * evaluations(plans))
@@ -167,7 +165,7 @@ class Scorer:
                 (self.yardstick.features(drawn), self.yardstick.right(drawn, condition))
                 for drawn in (torch.cat(images[plan]) for plan in plans)
             ]
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.evaluation.folder.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".partial")
             with temporary.open("wb") as out:
                 np.savez(out, features=np.stack([f for f, _ in scores]), right=np.stack([r for _, r in scores]))

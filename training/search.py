@@ -99,7 +99,7 @@ class Search:
         _, condition = scorer.yardstick.data.batch(0, samples, seed=SEED)
         self._condition = condition.to(scorer.evaluation.device)
         plans = [compose(student.finish(NOISE)) for student in breadth.students]
-        self._log = scorer.folder / f"search-{scorer.key(plans, samples, SEED)}.jsonl"
+        self._log = scorer.evaluation.folder / f"search-{scorer.key(plans, samples, SEED)}.jsonl"
         self._labels = {student.label: student for student in breadth.students}
         self._latents: dict[Composition, Tensor] = {}
         self._bar = tqdm(disable=True)

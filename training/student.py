@@ -1,4 +1,4 @@
-"""`stepdial distill`: a family's teacher -> multistep consistency students."""
+"""`stepdial distill`: a family's teacher -> multistep consistency students, one of each step count or one for all."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from diffusion.family import Family
 from diffusion.uvit import UViT
-from training.objective import Network, Objective, consistency_loss
+from training.objective import Network, Objective, mixed_loss
 from training.teacher import hide, in_precision
-from training.trainer import Run, Schedule
+from training.trainer import Run, Schedule, TrainingError
 
 SHORT_ANNEAL = {1: (4, 48), 2: (8, 64), 4: (16, 96), 8: (16, 128), 16: (32, 128)}
 """Teacher steps at the start and at the end of a short run's annealing, by student steps (docs/training.md)."""
+MANY = 1024
+"""Segments that stand for infinitely many: times are drawn on a grid so fine, each segment one teacher step."""
 
 
 class StudentSettings(Schedule):
@@ -24,7 +26,9 @@ class StudentSettings(Schedule):
     """short: annealing and distance for runs of some thousand iterations, by step count. paper: appendix A.1 for every
     step count, 64 to 1280 teacher steps over 100,000 iterations and a Huber epsilon of 1e-4."""
     method: Literal["cd", "ct"] = "cd"
-    """cd distils the teacher; ct trains on data alone. Both start from the teacher's weights."""
+    """cd distils the teacher; ct trains on data alone."""
+    start: str = "teacher"
+    """Whose weights to start from: a member of the family, or "none" for new ones."""
     guidance: float = Field(default=0.0, ge=0)
     """Guidance w baked into the students (cd)."""
     teacher_rule: Literal["addim", "ddim"] = "addim"
@@ -39,7 +43,13 @@ class StudentSettings(Schedule):
     """Fraction at which each conditioning slot is hidden, so that a prompt may leave a word open."""
 
     def objective(self, steps: int) -> Objective:
-        """Return the objective of the student of `steps` steps."""
+        """Return the objective of the student of `steps` steps; 0 is the limit of many, the teacher's own part.
+
+        In that limit every segment is one teacher step, and the target is what the teacher says, its guidance included.
+        """
+        if steps == 0:
+            many = self.objective(MANY).model_dump() | {"teacher_steps_start": MANY, "teacher_steps_end": MANY}
+            return Objective.model_validate(many)
         common: dict[str, Any] = {"method": self.method, "student_steps": steps, "guidance": self.guidance}
         common |= {"teacher_rule": self.teacher_rule, "x_var": self.x_var, "eta": self.eta}
         if self.recipe == "short":
@@ -55,17 +65,48 @@ class StudentSettings(Schedule):
 
 
 def new_student_run(settings: StudentSettings, steps: int, family: Family, folder: Path, device: torch.device) -> Run:
-    """Start a student from the teacher's weights."""
+    """Start the student of one step count.  Raises TrainingError when the weights to start from do not fit."""
+    network = _started(settings, family, (), device)
+    recorded = {"objective": settings.objective(steps).model_dump(mode="json")} | _origin(settings, family)
+    return Run(network, settings, folder, settings=recorded | settings.model_dump(mode="json"))
+
+
+def new_whole_run(
+    settings: StudentSettings, segments: tuple[int, ...], family: Family, folder: Path, device: torch.device
+) -> Run:
+    """Start the student for the whole dial: at every count it is the network it starts from, to the bit.
+
+    segments: the counts, rising, 0 for infinitely many; the settings' batch is a multiple of their number.
+    Raises TrainingError when the weights to start from do not fit.
+    """
+    network = _started(settings, family, segments, device)
+    objectives = [settings.objective(count).model_dump(mode="json") for count in segments]
+    recorded = {"segments": list(segments), "objectives": objectives} | _origin(settings, family)
+    return Run(network, settings, folder, settings=recorded | settings.model_dump(mode="json"))
+
+
+def _started(settings: StudentSettings, family: Family, segments: tuple[int, ...], device: torch.device) -> UViT:
+    """Build the teacher's network, with a table of segment counts where there are any, and give it its first weights."""
     teacher = family.manifest.teacher
     assert teacher is not None
-    network = UViT(teacher.network).to(device)
-    network.load_state_dict(family.network(teacher.name, device).state_dict())
-    network.requires_grad_(True).train()
-    recorded = {
-        "objective": settings.objective(steps).model_dump(mode="json"),
-        "teacher_sha256": teacher.weights.sha256,
-    }
-    return Run(network, settings, folder, settings=recorded | settings.model_dump(mode="json"))
+    torch.manual_seed(settings.seed)
+    network = UViT(teacher.network.model_copy(update={"segments": segments}))
+    if settings.start != "none":
+        if settings.start not in {member.name for member in family.manifest.members}:
+            raise TrainingError(f"there is no member {settings.start!r} in family {family.name!r} to start from")
+        first = family.network(settings.start)
+        if first.config not in (teacher.network, network.config):
+            raise TrainingError(f"the network of {settings.start!r} is not of the kind that is to be trained")
+        # what is missing where the kinds differ is the table of segment counts alone, and that begins as zeros
+        network.load_state_dict(first.state_dict(), strict=first.config == network.config)
+    return network.to(device).requires_grad_(True).train()
+
+
+def _origin(settings: StudentSettings, family: Family) -> dict[str, Any]:
+    """Return what the run's settings record of the weights it came from."""
+    assert family.manifest.teacher is not None
+    hashes = {member.name: member.weights.sha256 for member in family.manifest.members}
+    return {"teacher_sha256": family.manifest.teacher.weights.sha256, "start_sha256": hashes.get(settings.start)}
 
 
 def student_loss(
@@ -80,7 +121,43 @@ def student_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Return each image's loss (B,) of Algorithm 1."""
-    hidden = hide(condition, whole=0.0, each=settings.drop_slot, generator=generator)
     student = in_precision(network, settings.precision)
+    return _loss(settings, (objective,), family, teacher, student, x, condition, iteration, generator)
+
+
+def whole_loss(
+    settings: StudentSettings,
+    segments: tuple[int, ...],
+    family: Family,
+    teacher: Network,
+    network: nn.Module,
+    x: Tensor,
+    condition: Tensor,
+    iteration: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return each image's loss (B,) of Algorithm 1, equal parts of the batch with the objective of each segment count."""
+    asked = in_precision(network, settings.precision)
+    told = torch.tensor(segments, device=x.device).repeat_interleave(len(x) // len(segments))[:, None]
+
+    def student(z_t: Tensor, logsnr_t: Tensor, condition: Tensor) -> Tensor:
+        return asked(z_t, logsnr_t, torch.cat([condition, told], dim=1))
+
+    objectives = tuple(settings.objective(count) for count in segments)
+    return _loss(settings, objectives, family, teacher, student, x, condition, iteration, generator)
+
+
+def _loss(
+    settings: StudentSettings,
+    objectives: tuple[Objective, ...],
+    family: Family,
+    teacher: Network,
+    student: Network,
+    x: Tensor,
+    condition: Tensor,
+    iteration: int,
+    generator: torch.Generator,
+) -> Tensor:
+    hidden = hide(condition, whole=0.0, each=settings.drop_slot, generator=generator)
     schedule = family.manifest.schedule
-    return consistency_loss(student, teacher, objective, schedule, x, hidden, iteration=iteration, generator=generator)
+    return mixed_loss(student, teacher, objectives, schedule, x, hidden, iteration=iteration, generator=generator)

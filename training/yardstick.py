@@ -1,6 +1,7 @@
 """What quality is measured with: real images, a judge of them, and the distance of drawn images to them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Evaluation:
     """The command line, for the record."""
     commit: str
     """The code that runs, as git named it when the command began."""
+    folder: Path = Path("runs/scores")
+    """Where finished parts are kept until the command has ended, so that it can be gone on with."""
 
 
 class Yardstick:
