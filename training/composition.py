@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from diffusion.family import Manifest
+from diffusion.family import FamilyError, Manifest
 from diffusion.plans import Hop, Plan
 
 NOISE = Fraction(1)
@@ -57,6 +57,19 @@ def students_of(manifest: Manifest) -> tuple[Student, ...]:
         if segments
     ]
     return tuple(sorted(separate + whole))
+
+
+def combinable(manifest: Manifest) -> tuple[Student, ...]:
+    """Return the students that one plan may visit: all of a family, which must have been distilled with one guidance.
+
+    Raises FamilyError where there are none, or of several guidances.
+    """
+    students = students_of(manifest)
+    guidances = sorted({manifest.member(student.member).guidance for student in students})
+    if len(guidances) != 1:
+        found = f"students of guidance {', '.join(f'{w:g}' for w in guidances)}" if guidances else "no student"
+        raise FamilyError(f"plans cannot be composed: family {manifest.name!r} has {found}")
+    return students
 
 
 def time_after(composition: Composition) -> Fraction:

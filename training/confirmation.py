@@ -1,13 +1,16 @@
 """What a search found, drawn again with fresh noise and prompts, and written into the family: its searched positions."""
 
+import math
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.family import Family
+from diffusion.family import Family, write_json
 from diffusion.frontier import Measure, Provenance
-from training.composition import NOISE, Composition, compose, words
+from training.composition import NOISE, Composition, combinable, compose, words
 from training.evaluate import keep, position_of, provenance_of, summary
 from training.scores import Quality, Scorer
-from training.search import EXHAUSTIVE, SEED, Search, label
+from training.search import EXHAUSTIVE, MEMORY, SEED, Search, breadth, label
 
 
 class _Record(BaseModel):
@@ -69,6 +72,33 @@ class SearchRecord(_Record):
     """By rising evaluations, best confirmed first."""
     scores: tuple[Scored, ...]
     """Everything that the search looked at, by rising evaluations, best first."""
+
+
+def search_dial(
+    scorer: Scorer, out: Path, *, limit: int, samples: int, evaluations: int, finalists: int
+) -> SearchRecord:
+    """Search plans of up to `limit` evaluations, confirm the best, and write family and record.
+
+    samples: images of each plan in the search.  evaluations: how many network evaluations of each of them the search may
+    take; its beam is as wide as that and MEMORY allow.  finalists: plans of each number of evaluations to confirm.
+    Raises FamilyError for a family whose students cannot be combined.
+    """
+    family, evaluation = scorer.family, scorer.evaluation
+    students = combinable(family.manifest)
+    latent = 4 * samples * math.prod(family.manifest.shape)
+    search = Search(scorer, breadth(students, limit, evaluations=evaluations, held=MEMORY // latent), samples)
+    cost, members = search.breadth.cost(), sorted({student.member for student in students})
+    about = f"search of width {search.breadth.width}, {cost.evaluations:,} evaluations of each of {samples:,} samples"
+    scorer.announce(about, cost.evaluations * samples, members)
+    again = finalists * sum(range(1, limit + 1)) * evaluation.samples * len(evaluation.seeds)
+    scorer.announce("confirmation, at most", again, members)
+    search.run()
+    floor = scorer.yardstick.floor(evaluation.samples, len(evaluation.seeds))
+    record = Confirmation(search, finalists, floor).run()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out.parent, out.name, record)
+    search.forget()
+    return record
 
 
 class Confirmation:

@@ -116,17 +116,21 @@ class Scorer:
 
     def quality(self, plans: Sequence[Plan], *, guidance: float | None = None, label: str) -> list[Quality]:
         """Measure plans over the evaluation's seeds; all plans get the same prompts and noise."""
-        data, samples, seeds = self.yardstick.data, self.evaluation.samples, self.evaluation.seeds
-        runs = [self.score(plans, data, samples, seed, guidance=guidance, label=label) for seed in seeds]
-        unseen = []
-        if isinstance(data, Shapes):
-            held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // 4)
-            unseen = [self.score(plans, held_out, quarter, seed, guidance=guidance, label=label) for seed in seeds]
+        data, samples = self.yardstick.data, self.evaluation.samples
+        distances, right, unseen = [], [], []
+        for seed in self.evaluation.seeds:
+            scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
+            distances.append([self.yardstick.distance(plan.features) for plan in scores])
+            right.append([plan.right.mean() for plan in scores])
+            if isinstance(data, Shapes):
+                held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // 4)
+                scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
+                unseen.append([plan.right.mean() for plan in scores])
         return [
             Quality(
-                measure([self.yardstick.distance(run[at].features) for run in runs]),
-                measure([run[at].right.mean() for run in runs]) if data.conditioning.sizes else None,
-                measure([run[at].right.mean() for run in unseen]) if unseen else None,
+                measure([run[at] for run in distances]),
+                measure([run[at] for run in right]) if data.conditioning.sizes else None,
+                measure([run[at] for run in unseen]) if unseen else None,
             )
             for at in range(len(plans))
         ]
@@ -198,22 +202,24 @@ class Scorer:
             grow(z, asked, indices, 0, list(images))
         return images
 
-    def seconds(self, members: Sequence[str]) -> float:
-        """Return about how long one network evaluation of one image takes, in seconds, timed on one batch of each member."""
-        count = self.batch
-        condition = torch.zeros(count, len(self.family.manifest.conditioning.sizes), dtype=torch.int64)
-        z = noise([0] * count, range(count), self.family.manifest.shape, device=self.evaluation.device)
-        taken = []
-        for member in members:
-            hop = Hop(member=member, t=1.0, s=0.0, segments=self._segments(member))
-            for _ in range(2):  # the first warms up
-                began = time.perf_counter()
-                self.follow([hop], z, condition.to(z.device), seed=0, indices=range(count)).cpu()
-            taken.append((time.perf_counter() - began) / count)
-        return float(np.mean(taken))
+    def announce(self, what: str, count: int, members: Sequence[str]) -> None:
+        """Say how many network evaluations something takes, and about how long, going by one batch of each member."""
+        each = float(np.mean([self._seconds(member) for member in members]))
+        device = provenance.device_name(self.evaluation.device)
+        print(f"{what}: {count:,} network evaluations, about {count * each / 60:,.0f} minutes on {device}")
 
-    def _segments(self, member: str) -> int | None:
-        return next(iter(self.family.manifest.member(member).network.segments), None)
+    def _seconds(self, member: str) -> float:
+        """Return how long one network evaluation of one image takes in a batch, in seconds."""
+        images = range(self.batch)
+        condition = torch.zeros(self.batch, len(self.family.manifest.conditioning.sizes), dtype=torch.int64)
+        condition = condition.to(self.evaluation.device)
+        z = noise([0] * self.batch, images, self.family.manifest.shape, device=self.evaluation.device)
+        segments = next(iter(self.family.manifest.member(member).network.segments), None)
+        for _ in range(2):  # the first warms up
+            began = time.perf_counter()
+            hop = Hop(member=member, t=1.0, s=0.0, segments=segments)
+            self.follow([hop], z, condition, seed=0, indices=images).cpu()
+        return (time.perf_counter() - began) / self.batch
 
     def forget(self) -> None:
         """Remove the chunks that this scorer used: what they say is recorded."""
