@@ -93,7 +93,7 @@ def searched_table(family: Family) -> str:
     if frontier is None or not any(position.source == "searched" for position in frontier.positions):
         raise DataError(f"family {family.name!r} has no searched position; run stepdial evaluate --search first")
     rows = [
-        "| evaluations | best plan | Fréchet distance | its student's own | the whole-dial student's own | obeyed | held-out prompts |",
+        "| evaluations | best plan | Fréchet distance | its student's own | the whole-dial student's own | obeyed | held-out |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     shown = []
