@@ -324,7 +324,9 @@ class Sample(Command):
                     f"steps {steps} is not offered; family {family.name!r} has {', '.join(map(str, family.positions))}"
                 )
         plans = [self._plan(family, steps) for steps in positions]
-        condition = torch.tensor(self._conditions(family), dtype=torch.int64).reshape(self.count, -1)
+        asked = self._conditions(family)
+        said = [family.manifest.conditioning.describe(values) for values in asked]
+        condition = torch.tensor(asked, dtype=torch.int64).reshape(self.count, -1)
         seeds, indices = [self.seed] * self.count, list(range(self.count))
         device = choose_device(self.device)
         try:
@@ -336,8 +338,8 @@ class Sample(Command):
             raise SystemExit(str(error)) from None
         several = len(positions) > 1
         columns = self.columns or (self.count if several else max(1, round(self.count**0.5)))
-        captions = [f"{steps}" for steps in positions] if several and columns == self.count else []
-        save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=captions), self.out)
+        rows, feet = ([], []) if not several or columns != self.count else ([f"{n}" for n in positions], said)
+        save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=rows, feet=feet), self.out)
         print(f"wrote {self.out}")
 
     def _plan(self, family: Family, steps: int) -> Plan:

@@ -85,13 +85,10 @@ def _list(steps: list[int]) -> str:
 
 
 def searched_table(family: Family) -> str:
-    """Return the best plan of each number of evaluations beside the students' own, as a Markdown table.
-
-    Raises DataError if nothing was searched.
-    """
+    """Return the best plan of each number of evaluations beside the students' own, as a Markdown table."""
     frontier, students = family.frontier, students_of(family.manifest)
     if frontier is None or not any(position.source == "searched" for position in frontier.positions):
-        raise DataError(f"family {family.name!r} has no searched position; run stepdial evaluate --search first")
+        return "Not searched yet.\n"
     rows = [
         "| evaluations | best plan | Fréchet distance | its student's own | the whole-dial student's own | obeyed | held-out |",
         "|---:|---|---:|---:|---:|---:|---:|",
@@ -121,13 +118,10 @@ def _best_row(best: Position, plan: str, own: dict[Source, str]) -> str:
 
 
 def rescues_table(family: Family) -> str:
-    """Return what leaving each student's own position early gives, as a Markdown table.
-
-    Raises DataError if no rescue was measured.
-    """
+    """Return what leaving each student's own position early gives, as a Markdown table."""
     frontier, students = family.frontier, students_of(family.manifest)
     if frontier is None or not frontier.rescues:
-        raise DataError(f"family {family.name!r} has no rescues; run stepdial evaluate --rescues first")
+        return "Not measured yet.\n"
     rows = [
         "| steps | leaves after | ends with | evaluations | Fréchet distance | of the whole plan | obeyed |",
         "|---:|---:|---|---:|---:|---:|---:|",
@@ -161,7 +155,7 @@ TABLES = {"dial": dial_table, "searched": searched_table, "rescues": rescues_tab
 def write_report(family: Family, file: Path) -> None:
     """Replace what stands between the file's markers of this family, `<!-- KIND NAME -->` and `<!-- end -->`, by its tables.
 
-    Raises DataError if there are no markers, or a table's numbers have not been measured.
+    Raises DataError if there are no markers, or the family has no frontier for its dial.
     """
     text = file.read_text()
     names = "|".join(TABLES)

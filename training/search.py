@@ -7,6 +7,7 @@ with.  All plans get the same prompts and noise, and a prefix's latents are comp
 
 import json
 import sys
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,13 +81,13 @@ class Breadth:
 
 def breadth(students: tuple[Student, ...], limit: int, *, evaluations: int, held: int) -> Breadth:
     """Return the widest search within so many evaluations of each sample and latents held; the narrowest is of width 1."""
-    found = Breadth(students, limit, 1)
-    while True:
-        wider = Breadth(students, limit, found.width + 1)
-        cost = wider.cost()
-        if cost.evaluations > evaluations or cost.held > held or cost == found.cost():
-            return found
-        found = wider
+
+    def too_dear(width: int) -> bool:
+        cost = Breadth(students, limit, width).cost()
+        return cost.evaluations > evaluations or cost.held > held
+
+    widths = range(1, evaluations + 2)  # a prefix costs an evaluation, so this many are never all affordable
+    return Breadth(students, limit, max(1, bisect_left(widths, True, key=too_dear)))
 
 
 class Search:

@@ -133,7 +133,8 @@ def test_a_plan_is_told_in_words_and_known_by_its_students():
 
 def test_plans_that_share_hops_draw_the_same_images_as_each_alone(scorer: Scorer, digit_set: FiniteSet):
     students = students_of(scorer.family.manifest)
-    plans = [compose(composition) for n in (1, 2, 3) for composition in compositions(students, n)]
+    found = [list(compositions(students, n)) for n in (1, 2, 3)]
+    plans = [compose(composition) for composition in (*found[0], *found[1], *found[2][::6])]
     together = scorer.score(plans, digit_set, 80, 5, guidance=None, label="together")
     _, condition = digit_set.batch(0, 80, seed=5)
     for plan, scores in zip(plans, together, strict=True):
@@ -165,7 +166,7 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing_and_says_the_same(
     assert not lost.exists() and len(list(folder.iterdir())) == 3  # those of the other seed
 
 
-def test_a_search_of_few_evaluations_scores_every_plan_as_it_is_drawn_alone(scorer: Scorer, digit_set: FiniteSet):
+def test_a_search_of_few_evaluations_scores_every_plan_as_an_evaluation_does(scorer: Scorer, digit_set: FiniteSet):
     students = combinable(scorer.family.manifest)
     search = Search(scorer, Breadth(students, 3, 1), 80)
     followed = Counted(scorer)
@@ -173,11 +174,9 @@ def test_a_search_of_few_evaluations_scores_every_plan_as_it_is_drawn_alone(scor
     assert followed.evaluations == 80 * search.breadth.cost().evaluations
     every = [composition for n in (1, 2, 3) for composition in compositions(students, n)]
     assert set(found) == set(every)
-    _, condition = digit_set.batch(0, 80, seed=SEED)
-    for composition in every:
-        plan = compose(composition)
-        parts = [drawn(scorer.family, plan, part, SEED, 64 * at) for at, part in enumerate(condition.split(64))]
-        assert found[composition] == scorer.yardstick.distance(scorer.yardstick.features(torch.cat(parts)))
+    alone = scorer.score([compose(composition) for composition in every], digit_set, 80, SEED, guidance=None, label="")
+    for composition, scores in zip(every, alone, strict=True):
+        assert found[composition] == scorer.yardstick.distance(scores.features)
 
 
 class Counted:
@@ -224,10 +223,8 @@ def test_a_beam_keeps_the_best_prefixes_of_equal_time_and_evaluations(scorer: Sc
 
 def test_the_beam_is_as_wide_as_the_cost_allows():
     narrow, unbounded = Breadth(FIVE, 8, 1), Breadth(FIVE, 8, 10**6)
-    every = sum(len(found) for found in walks(5).values())
     assert breadth(FIVE, 8, evaluations=1, held=10**9) == narrow
-    assert breadth(FIVE, 8, evaluations=10**9, held=10**9).cost() == unbounded.cost()
-    assert unbounded.cost().evaluations > every
+    assert breadth(FIVE, 8, evaluations=10**6, held=10**9).cost() == unbounded.cost()
     bound = 2 * narrow.cost().evaluations
     found = breadth(FIVE, 8, evaluations=bound, held=10**9)
     assert found.width > 1 and found.cost().evaluations <= bound
@@ -269,7 +266,7 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
 ):
     folder = Path(shutil.copytree(searchable.folder, tmp_path / "digits"))
     asked = ["--family", folder, "--samples", 80, "--seeds", 2, "--device", "cpu", "--runs", tmp_path / "runs"]
-    search = ["--search-samples", 80, "--search-limit", 3, "--search-finalists", 2, "--results", tmp_path]
+    search = ["--search-samples", 80, "--search-limit", 3, "--search-finalists", 1, "--results", tmp_path]
     assert not call(monkeypatch, "evaluate", *asked, "--search", *search)
     said = capsys.readouterr().out
     assert "search of width" in said and "network evaluations, about" in said
