@@ -21,6 +21,7 @@ from diffusion.family import (
     write_json,
     write_tensors,
 )
+from diffusion.plans import Plan
 from tests.server.tiny import PROMPTS, draw_alone, write_tiny_family
 
 
@@ -250,6 +251,93 @@ def test_a_frontier_that_names_an_unknown_member_is_refused(folder: Path):
 
     edit(folder, rename, "frontier.json")
     assert "frontier.json of family 'tiny' names a member that the family does not have" in refusal(folder)
+
+
+@pytest.fixture
+def dial_folder(pristine_whole: Path, tmp_path: Path) -> Path:
+    """A copy of the family with a student for the whole dial, to damage."""
+    return Path(shutil.copytree(pristine_whole, tmp_path / "secret-place" / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def pristine_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family of a teacher and one student for 1, 2 and the limit of many steps, not to be changed."""
+    return write_tiny_family(tmp_path_factory.mktemp("families") / "tiny", steps=(), whole=(0, 1, 2))
+
+
+def test_a_student_for_the_whole_dial_alone_serves_its_counts(pristine_whole: Path):
+    family = open_family(pristine_whole)
+    whole = family.manifest.whole
+    assert whole == family.manifest.member("whole") and whole.positions == (1, 2, 32, 64, 128, 256, 512)
+    assert Manifest.model_validate_json(family.manifest.model_dump_json()) == family.manifest
+    assert [(steps, plan.members) for steps, plan in family.positions.items()][:3] == [
+        (1, ("whole",)),
+        (2, ("whole",)),
+        (32, ("teacher",)),
+    ]
+    assert {hop.segments for hop in family.positions[2].hops} == {2}
+    assert family.guidance(family.positions[2], 1.0) == 0.0
+    with pytest.raises(ValueError, match="baked into whole at 1"):
+        family.guidance(family.positions[2], 3.0)
+    family.check_golden(drawn_again(family))
+
+
+def test_a_searched_plan_is_one_that_no_member_has_of_its_own(pristine_whole: Path):
+    family = open_family(pristine_whole)
+    teacher, one, two = (family.positions[steps] for steps in (32, 1, 2))
+    mixed = Plan(hops=(two.hops[0], one.hops[0].model_copy(update={"t": 0.5})))
+    assert [family.source(plan) for plan in (teacher, one, two, mixed)] == ["teacher", "whole", "whole", "searched"]
+    assert family.measured(two).plan == two and family.measured(mixed) is None
+    assert family.plans(2) == (two,) and family.plans(3) == ()
+
+
+@pytest.mark.parametrize("segments", [None, 4])
+@pytest.mark.parametrize("part", ["positions", "rescues"])
+def test_a_frontier_that_asks_for_an_unknown_segment_count_is_refused(
+    dial_folder: Path, segments: int | None, part: str
+):
+    def ask(record: dict) -> None:
+        position = record["positions"][0]
+        shared = position.keys() - {"source", "guidance", "latency_ms", "images_per_second", "batch", "timed"}
+        record["rescues"] = [{key: json.loads(json.dumps(position[key])) for key in shared}]
+        record[part][0]["plan"]["hops"][0]["segments"] = segments
+
+    edit(dial_folder, ask, "frontier.json")
+    said = f"asks whole for segment count {segments}; it was trained for 0, 1, 2"
+    assert f"frontier.json of family 'tiny' {said}" in refusal(dial_folder)
+
+
+def test_a_frontier_that_tells_a_count_to_a_student_of_one_is_refused(folder: Path):
+    edit(folder, lambda record: record["positions"][0]["plan"]["hops"][0].update(segments=1), "frontier.json")
+    assert "asks student-1 for segment count 1; it was trained for none" in refusal(folder)
+
+
+def test_roles_and_segments_fit_each_other(dial_folder: Path):
+    edit(dial_folder, lambda record: record["members"][1]["network"].update(segments=[]))
+    assert "for the whole dial has segments, no other has" in refusal(dial_folder)
+    edit(dial_folder, lambda record: record["members"][1]["network"].update(segments=[2, 1]))
+    assert "rising counts" in refusal(dial_folder)
+    edit(dial_folder, lambda record: record["members"].append(record["members"][0] | {"name": "second"}))
+    edit(dial_folder, lambda record: record["members"][1]["network"].update(segments=[0, 1, 2]))
+    assert "or both are teachers or for the whole dial" in refusal(dial_folder)
+
+
+def test_a_family_written_before_the_whole_dial_is_read_as_it_was(folder: Path):
+    def older_manifest(record: dict) -> None:
+        for member in record["members"]:
+            member["network"].pop("segments")
+
+    def older_frontier(record: dict) -> None:
+        record.pop("rescues")
+        for position in record["positions"]:
+            for hop in position["plan"]["hops"]:
+                hop.pop("segments")
+
+    edit(folder, older_manifest)
+    edit(folder, older_frontier, "frontier.json")
+    family = open_family(folder)
+    assert all(family.measured(plan) for plan in family.positions.values())
+    family.check_golden(drawn_again(family))
 
 
 def test_a_frontier_that_is_not_one_is_refused(folder: Path):

@@ -160,9 +160,60 @@ def test_a_network_without_slots_takes_no_condition_or_an_empty_one():
         assert torch.equal(network(z, logsnr), network(z, logsnr, torch.zeros(3, 0, dtype=torch.int64)))
 
 
+WHOLE = TINY.model_copy(update={"segments": (0, 1, 4, 16)})
+
+
+def told(condition: torch.Tensor, segments: int) -> torch.Tensor:
+    return torch.cat([condition, torch.full((len(condition), 1), segments)], dim=1)
+
+
+def test_with_a_teachers_weights_a_network_for_the_whole_dial_is_that_teacher_at_every_count_to_the_bit():
+    teacher, whole = awake(TINY), UViT(WHOLE)
+    found = whole.load_state_dict(teacher.state_dict(), strict=False)
+    assert found.missing_keys == ["segments.weight"] and found.unexpected_keys == []
+    z, logsnr, condition = inputs(TINY)
+    with torch.no_grad():
+        for segments in WHOLE.segments:
+            assert torch.equal(whole(z, logsnr, told(condition, segments)), teacher(z, logsnr, condition))
+
+
+def test_a_network_for_the_whole_dial_has_a_row_for_each_count_and_samples_of_different_counts_share_a_batch():
+    network = awake(WHOLE).eval().double()
+    z, logsnr, condition = inputs(TINY, batch=4)
+    z = z[:1].double().expand(4, -1, -1, -1)
+    logsnr, condition = logsnr[:1].expand(4), condition[:1].expand(4, -1)
+    mixed = torch.cat([condition, torch.tensor(WHOLE.segments)[:, None]], dim=1)
+    with torch.no_grad():
+        together = network(z, logsnr, mixed)
+        alone = torch.cat([network(z[:1], logsnr[:1], told(condition[:1], count)) for count in WHOLE.segments])
+        no_row = network.segments.weight[0].zero_()
+        without = network(z, logsnr, mixed)
+    assert torch.allclose(together, alone, atol=1e-9) and not no_row.any()
+    assert len({row.numpy().tobytes() for row in together}) == 4
+    changed = (without != together).flatten(1).any(1)
+    assert changed.tolist() == [True, False, False, False]  # row 0 is that of infinitely many
+
+
+def test_every_count_of_a_network_for_the_whole_dial_learns_its_own_row():
+    network = awake(WHOLE)
+    z, logsnr, condition = inputs(TINY, batch=3)
+    network(z, logsnr, told(condition, 4)).square().sum().backward()
+    assert network.segments.weight.grad.any(1).tolist() == [False, False, True, False]
+
+
+def test_a_network_for_the_whole_dial_wants_its_count():
+    z, logsnr, condition = inputs(TINY)
+    with pytest.raises(ValueError, match="1 columns, the network has 1 slots .* and takes a segment count"):
+        UViT(WHOLE)(z, logsnr, condition)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"segments": (4, 2)}, "rising counts"),
+        ({"segments": (2, 2)}, "rising counts"),
+        ({"segments": (-1, 2)}, "rising counts"),
+        ({"segments": (0,)}, "rising counts"),
         ({"resolution": 18}, "multiple of patch"),
         ({"mid": Level(kind="res", channels=128)}, "mid must be a transformer"),
         ({"head_dim": 48}, "multiple of head_dim"),

@@ -36,27 +36,33 @@ RECORD = TrainingRecord(
 
 
 def write_tiny_family(
-    folder: Path, conditioning: Conditioning = PROMPTS, *, steps: tuple[int, ...] = (1, 2, 4)
+    folder: Path,
+    conditioning: Conditioning = PROMPTS,
+    *,
+    steps: tuple[int, ...] = (1, 2, 4),
+    whole: tuple[int, ...] = (),
 ) -> Path:
-    """Write a family of an 8x8 RGB teacher and students of these steps, golden samples and a frontier; return its folder."""
+    """Write a family of an 8x8 RGB teacher and students of these steps, golden samples and a frontier; return its folder.
+
+    whole: segment counts of a student for the whole dial; none without.
+    """
     torch.manual_seed(0)
     config = PRESETS["tiny8"].model_copy(update={"channels": 3, "slots": conditioning.sizes})
     members = []
-    for count in (None, *steps):
-        network = UViT(config)
+    for name in ("teacher", *(f"student-{count}" for count in steps), *(["whole"] if whole else [])):
+        network = UViT(config.model_copy(update={"segments": whole if name == "whole" else ()}))
         for parameter in network.parameters():  # the zero-initialised layers would hide the condition
             torch.nn.init.normal_(parameter, std=0.05) if parameter.abs().max() == 0 else None
-        name = f"student-{count}" if count else "teacher"
         weights = {key: value.half() for key, value in network.state_dict().items()}
         record = write_tensors(folder, f"{name}.safetensors", weights)
         parameters = sum(value.numel() for value in weights.values())
         members.append(
             Member(
                 name=name,
-                role="student" if count else "teacher",
-                steps=count,
-                guidance=1.0 if count else 0.0,
-                network=config,
+                role=name.split("-")[0],
+                steps=int(name.split("-")[1]) if "-" in name else None,
+                guidance=0.0 if name == "teacher" else 1.0,
+                network=network.config,
                 weights=record,
                 parameters=parameters,
                 training=RECORD,
@@ -68,7 +74,8 @@ def write_tiny_family(
     )  # fmt: skip
     write_json(folder, MANIFEST, manifest)
     family = Family(folder, manifest, None)
-    golden = write_golden(folder, [_golden(family, count) for count in (*steps, 32)])
+    golden = [_golden(family, count) for count in (*steps, 32)] + [_golden(family, n, "whole") for n in whole if n]
+    golden = write_golden(folder, golden)
     write_json(folder, MANIFEST, manifest.model_copy(update={"golden": golden}))
     write_json(folder, FRONTIER, _frontier(family))
     return folder
@@ -76,7 +83,7 @@ def write_tiny_family(
 
 def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = None) -> torch.Tensor:
     """Draw one image with the sampling loop that training uses, uint8 (H, W, C)."""
-    plan = family.positions[entry.steps]
+    plan = family.golden_plan(entry)
     return sample(
         {name: family.network(name) for name in plan.members},
         plan,
@@ -90,8 +97,9 @@ def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = 
     )[0]
 
 
-def _golden(family: Family, steps: int) -> tuple[GoldenSample, torch.Tensor]:
-    entry = GoldenSample(steps=steps, condition=tuple(1 for _ in family.manifest.conditioning.sizes), seed=7)
+def _golden(family: Family, steps: int, member: str | None = None) -> tuple[GoldenSample, torch.Tensor]:
+    condition = tuple(1 for _ in family.manifest.conditioning.sizes)
+    entry = GoldenSample(steps=steps, condition=condition, seed=7, member=member)
     return entry, draw_alone(family, entry)
 
 
@@ -103,10 +111,10 @@ def _frontier(family: Family) -> Frontier:
         Position(
             steps=steps,
             plan=plan,
-            source="teacher" if steps > 16 else "student",
+            source=family.source(plan),
             samples=100,
             seeds=(0, 1),
-            frechet=Measure(mean=40.0 / steps + 2.0, spread=0.1),
+            frechet=Measure(mean=40.0 / steps + 2.0 + (plan.members == ("whole",)), spread=0.1),
             floor=Measure(mean=1.0, spread=0.0),
             agreement=Measure(mean=1 - 0.3 / steps, spread=0.01),
             latency_ms=Measure(mean=3.0 * steps, spread=0.2),
@@ -115,6 +123,7 @@ def _frontier(family: Family) -> Frontier:
             measured=measured,
             timed=measured,
         )  # fmt: skip
-        for steps, plan in family.positions.items()
+        for steps in family.positions
+        for plan in family.plans(steps)
     )
     return Frontier(family=family.name, reference="nothing real", judge="none", positions=positions)

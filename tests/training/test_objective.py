@@ -18,6 +18,9 @@ from training.objective import (
     consistency_target,
     diffusion_loss,
     distance,
+    loss_at,
+    mixed_loss,
+    mixed_times,
     sample_times,
     stratified_uniform,
     teacher_steps,
@@ -219,6 +222,52 @@ def test_only_the_prediction_at_t_has_a_gradient():
         network, Recorder(), objective, SCHEDULE, x, EMPTY, iteration=0, generator=generator()
     ).mean().backward()
     assert calls == [False, True] and scale.grad.abs() > 0
+
+
+MIXED = tuple(
+    Objective(student_steps=steps, teacher_steps_start=start, teacher_steps_end=64, guidance=0.7, distance=distance)
+    for steps, start, distance in ((1, 8, "snr1_x_huber"), (4, 16, "v_mean_huber"), (16, 32, "v_mean_squared"))
+)
+
+
+def test_the_loss_of_a_mixed_batch_is_that_of_its_parts_with_three_evaluations_in_all():
+    def formula(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        return torch.tanh(z) * (0.3 + 0.1 * condition.view(-1, 1, 1, 1)) + 0.01 * logsnr.view(-1, 1, 1, 1)
+
+    x, condition = pictures(12).double(), torch.arange(12)[:, None] % 4
+    student, teacher = Recorder(formula), Recorder(lambda z, logsnr, condition: 0.5 * formula(z, logsnr, condition))
+    mixed = mixed_loss(student, teacher, MIXED, SCHEDULE, x, condition, iteration=30_000, generator=generator(5))
+    assert [len(call[0]) for call in student.calls + teacher.calls] == [
+        12,
+        12,
+        24,
+    ]  # the guided teacher's batch is double
+    draws = generator(5)
+    times = mixed_times(MIXED, 12, iteration=30_000, generator=draws)
+    eps = torch.randn(x.shape, generator=draws)
+    for part, objective in enumerate(MIXED):
+        rows = slice(4 * part, 4 * part + 4)
+        mine = Times(t=times.t[rows], s=times.s[rows], t_step=times.t_step[rows])
+        steps = round(teacher_steps(objective, 30_000) / objective.student_steps) * objective.student_steps
+        assert torch.allclose(mine.t - mine.s, torch.full((4,), 1 / steps, dtype=torch.float64))
+        apart = loss_at(formula, teacher, (objective,), SCHEDULE, x[rows], condition[rows], times=mine, eps=eps[rows])
+        assert torch.allclose(mixed[rows], apart, rtol=1e-9, atol=1e-12) and apart.min() > 0
+
+
+def test_the_times_of_a_mixed_batch_are_each_parts_own():
+    times = mixed_times(MIXED, 96, iteration=0, generator=generator())
+    for part, (segments, n_teacher) in enumerate(((1, 8), (4, 16), (16, 32))):
+        rows = slice(32 * part, 32 * part + 32)
+        assert torch.equal(times.t[rows] - times.s[rows], torch.full((32,), 1 / n_teacher, dtype=torch.float64))
+        assert set((times.t_step[rows] * segments).tolist()) == {float(k) for k in range(segments)}
+
+
+def test_a_mixed_batch_that_cannot_be_parted_or_asks_the_teacher_for_two_things_is_refused():
+    with pytest.raises(ValueError, match="8 cannot be parted equally among 3"):
+        mixed_times(MIXED, 8, iteration=0, generator=generator())
+    unlike = (Objective(guidance=0.0), Objective(guidance=1.0))
+    with pytest.raises(ValueError, match="must agree"):
+        mixed_loss(Recorder(), Recorder(), unlike, SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator())
 
 
 @given(st.integers(0, 120_000))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion.family import Family
 from diffusion.uvit import PRESETS, Level, UViT
 from training.datasets import FiniteSet
-from training.student import StudentSettings, new_student_run, student_loss
+from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
 from training.trainer import Run, Schedule, TrainingError, fit, mixed_seed
 
@@ -79,13 +79,28 @@ def student_run(folder: Path, family: Family, **changes: object) -> tuple[Run, C
     return run, loss
 
 
-@pytest.mark.parametrize("kind", ["teacher", "student"])
+COUNTS = (0, 1, 2, 4)
+
+
+def whole_run(folder: Path, family: Family, **changes: object) -> tuple[Run, Callable]:
+    given_settings = {"iterations": 20, "batch": 8, "warmup": 3, "precision": "fp32", "drop_slot": 0.2, "guidance": 1.0}
+    settings = StudentSettings.model_validate(given_settings | changes)
+    run = new_whole_run(settings, COUNTS, family, folder, torch.device("cpu"))
+    teacher = in_precision(family.network("teacher"), "fp32")
+    return run, lambda network, x, condition, iteration, draws: whole_loss(
+        settings, COUNTS, family, teacher, network, x, condition, iteration, draws
+    )
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student", "whole"])
 def test_twenty_iterations_are_ten_and_a_resume_and_ten_to_the_bit(
     kind: str, tmp_path: Path, digit_set: FiniteSet, digits_family: Family
 ):
     def start(name: str) -> tuple[Run, Callable]:
         folder = tmp_path / name
-        return teacher_run(folder, digit_set) if kind == "teacher" else student_run(folder, digits_family)
+        if kind == "teacher":
+            return teacher_run(folder, digit_set)
+        return (student_run if kind == "student" else whole_run)(folder, digits_family)
 
     run, loss = start("whole")
     fit(run, digit_set, loss)
@@ -101,6 +116,76 @@ def test_twenty_iterations_are_ten_and_a_resume_and_ten_to_the_bit(
     kinds = {name.split(".")[0] for name in whole}
     assert kinds == {"network", "ema", "optimizer"} and whole.keys() == parts.keys()
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
+def test_a_student_for_the_whole_dial_begins_as_its_teacher_and_every_count_learns(
+    tmp_path: Path, digit_set: FiniteSet, digits_family: Family
+):
+    run, loss = whole_run(tmp_path, digits_family)
+    teacher = digits_family.network("teacher").state_dict()
+    begun = dict(run.network.state_dict())
+    assert not begun["segments.weight"].any() and begun.keys() - teacher.keys() == {"segments.weight"}
+    assert all(torch.equal(begun[name], value) for name, value in teacher.items())
+    assert run.settings["segments"] == [0, 1, 2, 4]
+    assert [objective["student_steps"] for objective in run.settings["objectives"]] == [MANY, 1, 2, 4]
+    for _ in range(
+        2
+    ):  # the network's last layer begins as zeros in a young teacher: gradients take a step to come through
+        run.step(digit_set, loss)
+    assert run.network.segments.weight.any(1).all()
+
+
+def test_every_part_of_a_mixed_batch_is_told_its_own_count_and_the_teacher_none(
+    tmp_path: Path, digit_set: FiniteSet, digits_family: Family
+):
+    settings = StudentSettings(batch=8, precision="fp32", drop_slot=0.0, guidance=1.0)
+    x, condition = digit_set.batch(0, 8, seed=0)
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+
+    def remember(name: str) -> Callable:
+        return lambda z, logsnr, condition: (seen[name].append(condition), 0.5 * z)[1]
+
+    draws = torch.Generator().manual_seed(0)
+    whole_loss(
+        settings, COUNTS, digits_family, remember("teacher"), remember("student"), x, condition, 0, draws
+    )  # fmt: skip
+    for asked in seen["student"]:
+        assert torch.equal(asked[:, :-1], condition) and asked[:, -1].tolist() == [0, 0, 1, 1, 2, 2, 4, 4]
+    assert len(seen["student"]) == 2 and torch.equal(seen["teacher"][0][:8], condition)
+
+
+def test_a_run_starts_from_the_member_that_is_named_or_from_new_weights(tmp_path: Path, digits_family: Family):
+    new, _ = whole_run(tmp_path, digits_family, start="none", seed=3)
+    again, _ = whole_run(tmp_path, digits_family, start="none", seed=3)
+    other, _ = whole_run(tmp_path, digits_family, start="none", seed=4)
+    weights = [run.network.state_dict()["conv_in.weight"] for run in (new, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert new.settings["start_sha256"] is None
+    with pytest.raises(TrainingError, match="no member 'student-9' in family"):
+        whole_run(tmp_path, digits_family, start="student-9")
+
+
+def test_the_target_of_infinitely_many_steps_is_the_guided_teachers_own_prediction(
+    digit_set: FiniteSet, digits_family: Family
+):
+    settings = StudentSettings(batch=8, precision="fp32", drop_slot=0.0, guidance=1.5, teacher_rule="ddim")
+    x, condition = digit_set.batch(0, 8, seed=0)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def teacher(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        return 0.3 * torch.tanh(z) + 0.05 * condition.view(-1, 1, 1, 1)
+
+    def student(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        asked.append((z, condition))
+        return 0.1 * z
+
+    draws = torch.Generator().manual_seed(0)
+    losses = whole_loss(settings, (0,), digits_family, teacher, student, x, condition, 0, draws)
+    z, told = asked[-1]
+    assert not told[:, -1].any() and torch.equal(told[:, :1], condition)
+    guided = 0.3 * torch.tanh(z) + (1 + 1.5) * 0.05 * condition.view(-1, 1, 1, 1)
+    distances = (0.1 * z - guided).square().mean((1, 2, 3)).sqrt()
+    assert torch.allclose(losses, distances, rtol=0.01, atol=2e-3)
 
 
 def test_drawing_sample_grids_on_the_way_changes_nothing(tmp_path: Path, digit_set: FiniteSet):
