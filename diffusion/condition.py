@@ -48,7 +48,7 @@ class PromptConditioning(_Frozen):
     """How a full prompt reads, for people and for the page: "a {colour} {shape} on {background}"."""
     slots: dict[str, tuple[str, ...]]
     """Slot name -> its words, in the order of their values 1, 2, ...; slots in the order of the network's."""
-    filler: tuple[str, ...] = ("a", "an", "the", "on", "of", "to", "background")
+    filler: tuple[str, ...] = ("a", "an", "the", "on", "background")
     """Words that carry no meaning here and may stand anywhere."""
     relation: Relation | None = None
     """For prompts that may name two things."""

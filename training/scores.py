@@ -22,7 +22,7 @@ from diffusion.plans import Hop, Plan
 from diffusion.sampler import Network, follow
 from kernels import noise
 from training import provenance
-from training.datasets import DataSet, Shapes
+from training.datasets import DataSet, Procedural
 from training.features import JUDGE
 from training.teacher import in_precision
 from training.yardstick import Evaluation, Yardstick, measure
@@ -122,8 +122,8 @@ class Scorer:
             scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
-            if isinstance(data, Shapes):
-                held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // 4)
+            if isinstance(data, Procedural):
+                held_out, quarter = data.unseen(), max(1, samples // 4)
                 scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [
@@ -142,7 +142,7 @@ class Scorer:
         weights = {self.family.guidance(plan, guidance) for plan in plans}
         assert len(weights) == 1  # latents are shared, so they must have been guided alike
         (weight,) = weights
-        held_out = isinstance(data, Shapes) and data.held_out
+        held_out = isinstance(data, Procedural) and data.held_out
         about = f"{label}, seed {seed}" + (", held out" if held_out else "")
         parts = []
         with tqdm(total=samples * evaluations(plans), desc=about, unit="eval", mininterval=1, leave=False) as bar:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from diffusion.condition import ConditionError, Conditioning, LabelConditioning, NoConditioning, PromptConditioning
-from training.shapes import ABOVE, ALONE, CONDITIONING, LEFT
+from training.shapes import ABOVE, ALONE, CONDITIONING, LEFT, SCENES
 
 PROMPTS = PromptConditioning(
     template="a {colour} {shape} on {background}",
@@ -28,12 +28,13 @@ def test_a_described_condition_encodes_to_itself(condition: tuple[int, ...]):
 
 
 def test_every_full_prompt_of_the_bundled_data_round_trips():
-    for colour, shape, background in itertools.product(range(1, 11), range(1, 11), range(1, 7)):
-        condition = (colour, shape, ALONE, 0, 0, background)
+    for condition in itertools.product(*(range(1, size + 1) for size in CONDITIONING.sizes)):
         assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
+        alone = (*condition[:2], ALONE, 0, 0, condition[2])
+        assert SCENES.encode(prompt=SCENES.describe(alone)) == alone
     rng = random.Random(0)
-    for condition in (CONDITIONING.draw(rng) for _ in range(500)):
-        assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
+    for condition in (SCENES.draw(rng) for _ in range(500)):
+        assert SCENES.encode(prompt=SCENES.describe(condition)) == condition
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,10 @@ def test_words_before_a_relation_are_of_the_first_thing_and_words_after_it_of_th
 ):
     if condition is None:
         with pytest.raises(ConditionError):
-            CONDITIONING.encode(prompt=prompt)
+            SCENES.encode(prompt=prompt)
     else:
-        assert CONDITIONING.encode(prompt=prompt) == condition
-        assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
+        assert SCENES.encode(prompt=prompt) == condition
+        assert SCENES.encode(prompt=SCENES.describe(condition)) == condition
 
 
 @given(st.permutations(["red", "star", "navy"]), st.lists(st.sampled_from(["a", "the", "on", "background"])))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.server.processes import ServerProcess, serve_names
 from tests.server.tiny import LABELS, write_tiny_family
-from training.shapes import CONDITIONING
+from training.shapes import SCENES
 
 if os.environ.get("CI") == "true":  # nothing may be skipped there
     import playwright.sync_api as sync_api
@@ -126,7 +126,18 @@ def test_everything_is_reached_by_tab_and_works_by_keyboard(page: Any) -> None:
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
         if reached[-1] == "draw-strip":
             break
-    for part in ("colour", "shape", "background", "prompt", "dial", "deadline", "seed", "new-seed", "draw", "draw-strip"):
+    for part in (
+        "colour",
+        "shape",
+        "background",
+        "prompt",
+        "dial",
+        "deadline",
+        "seed",
+        "new-seed",
+        "draw",
+        "draw-strip",
+    ):
         assert part in reached, reached
     first = drawn(page)
     page.locator("#seed").focus()
@@ -167,7 +178,7 @@ def test_the_sentence_makes_the_prompt_and_the_prompt_the_sentence(page: Any) ->
 
 @pytest.mark.parametrize("window", ["phone"], indirect=True)
 def test_a_family_that_knows_relations_asks_for_a_second_thing(window: Any, tmp_path: Path) -> None:
-    with serve_names(write_tiny_family(tmp_path / "pairs", CONDITIONING, steps=(1,))) as server:
+    with serve_names(write_tiny_family(tmp_path / "pairs", SCENES, steps=(1,))) as server:
         window.goto(server.url)
         expect(window.locator("#image")).to_be_visible()
         for slot, word in {"relation": "above", "colour": "blue", "shape": "ring", "background": "sky"}.items():
