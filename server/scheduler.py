@@ -213,19 +213,22 @@ class Scheduler:
     def _is_time_for(self, lane: Lane) -> bool:
         """Whether the lane's wave should be cut now.
 
-        A second wave is cut when it would gain nothing by waiting: the first is about to end, and what comes out of it
-        could not join, because the second is full or of another need, and has no promise that is more urgent.
+        A second wave is cut when it would gain nothing by waiting: the first is about to end, and none of its samples
+        could join the second, which is full or not what they need next, or has a promise that is more urgent.
         """
         if not self._waves:
             return True
         if len(self._waves) > 1:
             return False
         (running,) = self._waves
-        could_join = running.need == lane.need and len(lane.tickets) < self._lanes.max_wave
-        urgency = lane.urgency(self._lanes.max_wave)
-        next_start = urgency - running.expected_seconds
-        is_pressed = any(ticket.pending > 1 and ticket.start_by < next_start for ticket in running.tickets)
-        return running.seconds_left(perf_counter()) <= LEAD_SECONDS and not could_join and not is_pressed
+        if running.seconds_left(perf_counter()) > LEAD_SECONDS:
+            return False
+        is_full = len(lane.tickets) >= self._lanes.max_wave
+        pressing = lane.urgency(self._lanes.max_wave) - running.expected_seconds
+        going_on = [ticket for ticket in running.tickets if ticket.following is not None]
+        return not any(
+            (ticket.following == lane.need and not is_full) or ticket.start_by < pressing for ticket in going_on
+        )
 
     def _board(self, lane: Lane) -> list[Ticket]:
         """Take a wave's worth of samples from the lane; some are shortened, which can send them to another lane."""

@@ -84,6 +84,12 @@ class Ticket:
         return _need(self.sample, self.sample.plan.evaluations[self.number].hop.member)
 
     @property
+    def following(self) -> Need | None:
+        """What it will need after its next evaluation; None when that is the last."""
+        after = self.sample.plan.evaluations[self.number + 1 : self.number + 2]
+        return _need(self.sample, after[0].hop.member) if after else None
+
+    @property
     def pending(self) -> int:
         """Evaluations still to come."""
         return self.sample.evaluations - self.number
