@@ -31,6 +31,8 @@ CHUNK = 512
 """Images drawn, judged and kept together."""
 HELD_OUT_SEED = 1000
 """Added to a run's seed for the noise of its held-out prompts."""
+HELD_OUT_PART = 4
+"""One held-out prompt is drawn for so many others."""
 
 
 class Scores(NamedTuple):
@@ -75,6 +77,13 @@ class Scorer:
             "device": provenance.device_name(self.evaluation.device),
             **self.family.manifest.model_dump(mode="json", include={"schedule", "variance", "conditioning"}),
         }
+
+    @property
+    def images(self) -> int:
+        """Images that `quality` draws of each plan, those of held-out prompts included."""
+        samples = self.evaluation.samples
+        quarter = max(1, samples // HELD_OUT_PART) if isinstance(self.yardstick.data, Shapes) else 0
+        return (samples + quarter) * len(self.evaluation.seeds)
 
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
         """Return a file name for what is computed of plans and of whatever else JSON says was asked."""
@@ -123,7 +132,7 @@ class Scorer:
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
             if isinstance(data, Shapes):
-                held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // 4)
+                held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // HELD_OUT_PART)
                 scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [
