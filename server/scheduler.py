@@ -16,7 +16,7 @@ from server.lanes import PATIENCE, Lane, Lanes
 from server.load import Load
 from server.pace import Pace
 from server.samples import Sample, Turn
-from server.tickets import Drawn, Preview, Progress, Ticket, rest
+from server.tickets import Drawn, Hurry, Preview, Progress, Ticket, rest
 
 if TYPE_CHECKING:
     from diffusion.plans import Plan
@@ -250,8 +250,9 @@ class Scheduler:
         endings = ticket.endings()
         if endings:
             in_time = [] if self.shorten_all else [plan for plan in endings if not is_late(plan)]
-            ticket.end_by(in_time[0] if in_time else endings[-1])
-            metrics.SHORTENED_SAMPLES.labels("brownout" if self.shorten_all else "deadline").inc()
+            why: Hurry = "brownout" if self.shorten_all else "deadline"
+            ticket.end_by(in_time[0] if in_time else endings[-1], why)
+            metrics.SHORTENED_SAMPLES.labels(why).inc()
             self._known_load = None
 
     async def _pause(self) -> None:

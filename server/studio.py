@@ -9,6 +9,7 @@ from server import metrics
 from server.dial import Wish
 from server.failures import DeadlinePassed, TimedOut
 from server.images import EncodePool, Format
+from server.promises import Reason
 from server.scheduler import Drawn, Scheduler
 from server.schemas import Timings
 
@@ -22,6 +23,8 @@ class Picture:
     index: int
     plan: Plan | None = None
     """The plan that drew it, where that is a shorter one than the wish's."""
+    shortened: Reason | None = None
+    """Why it is shorter, where it is."""
 
 
 class Studio:
@@ -46,9 +49,9 @@ class Studio:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
         done = perf_counter()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
-        _record(wish, timings, shortened=any(image.shortened for image in drawn))
+        _record(wish, timings, shortened=next((image.shortened for image in drawn if image.shortened), None))
         pictures = [
-            Picture(file, sample.seed, sample.index, image.plan if image.shortened else None)
+            Picture(file, sample.seed, sample.index, image.plan if image.shortened else None, image.shortened)
             for file, sample, image in zip(files, wish.samples, drawn, strict=True)
         ]
         return pictures, timings
@@ -75,14 +78,14 @@ def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float)
     )
 
 
-def _record(wish: Wish, timings: Timings, *, shortened: bool) -> None:
+def _record(wish: Wish, timings: Timings, *, shortened: Reason | None) -> None:
     steps = str(wish.steps)
     metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
     metrics.IMAGES.labels(steps).inc(len(wish.samples))
     if wish.deadline_seconds is not None:
         result = "met" if timings.total_seconds <= wish.deadline_seconds else "missed"
         metrics.DEADLINES.labels(steps, result).inc()
-    if reason := wish.degraded(shortened=shortened):
+    if reason := wish.reason or shortened:
         metrics.DEGRADED.labels(reason).inc()
     for stage in ("queue", "device", "encode"):
         metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))

@@ -125,7 +125,18 @@ def test_everything_is_reached_by_tab_and_works_by_keyboard(page: Any) -> None:
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
         if reached[-1] == "draw-strip":
             break
-    for part in ("colour", "shape", "background", "prompt", "dial", "deadline", "seed", "new-seed", "draw", "draw-strip"):
+    for part in (
+        "colour",
+        "shape",
+        "background",
+        "prompt",
+        "dial",
+        "deadline",
+        "seed",
+        "new-seed",
+        "draw",
+        "draw-strip",
+    ):
         assert part in reached, reached
     first = drawn(page)
     page.locator("#seed").focus()
