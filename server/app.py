@@ -53,7 +53,7 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     )
     errors.install(app)
     contract.describe(app)
-    app.include_router(drawing_routes(dial, studio))
+    app.include_router(drawing_routes(dial, studio, family))
     app.include_router(reading_routes(dial, family, scheduler))
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

@@ -17,7 +17,7 @@ from kernels import Column, hop, last_hop, noise
 from server import metrics
 from server.failures import DeviceLost
 from server.invariance import invariant_buckets
-from server.samples import Sample, Turn
+from server.samples import Previewed, Sample, Turn
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,14 @@ log = logging.getLogger(__name__)
 def choose_device(name: str) -> torch.device:
     """Return the named device; "auto" is the GPU when there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _ending(table: Tensor) -> Tensor:
+    """Return the rows as if each hop were the last: the image is x_hat itself."""
+    table = table.clone()
+    table[:, [Column.OUT_EPS, Column.OUT_NOISE, Column.Z_VAR]] = 0.0
+    table[:, Column.OUT_X] = 1.0
+    return table
 
 
 class Engine:
@@ -57,6 +65,8 @@ class Engine:
 
     def wave(self, turns: Sequence[Turn]) -> list[Any]:
         """Take one hop of each turn, all of one member; return latents (C, H, W), or for last turns images (H, W, C).
+
+        A turn that asks for a preview gets it beside its latent.
 
         Raises DeviceLost when the device's context is broken; any other error concerns this wave only.
         """
@@ -113,12 +123,17 @@ class Engine:
             v, v_uncond = self._networks[member](z, logsnr, condition), None
         metrics.WAVE_ROWS.labels(member).inc(bucket)
         metrics.WAVE_PADDING.labels(member).inc(bucket - count)
-        latents, images = z, np.empty(0)
+        latents, images, previews = z, np.empty(0), np.empty(0)
         if not all(turn.is_last for turn in turns):
             latents = hop(z, v, table, v_uncond=v_uncond, noise=self._fresh_noise(padded))
+        if any(turn.preview and not turn.is_last for turn in turns):
+            previews = last_hop(z, v, _ending(table), v_uncond=v_uncond).cpu().numpy()
         if any(turn.is_last for turn in turns):
             images = last_hop(z, v, table, v_uncond=v_uncond).cpu().numpy()
-        return [images[row] if turn.is_last else latents[row] for row, turn in enumerate(turns)]
+        return [
+            images[row] if turn.is_last else Previewed(latents[row], previews[row]) if turn.preview else latents[row]
+            for row, turn in enumerate(turns)
+        ]
 
     def _latents(self, turns: Sequence[Turn]) -> Tensor:
         """Stack the turns' latents; those that begin get the noise of their seed, which no neighbour changes."""

@@ -87,10 +87,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _failed)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+def problem_of(request: Request, error: Exception) -> Problem:
+    """Return a failure as a problem; one that is the server's fault is logged."""
     answer = answer_for(error)
-    if answer.status == 499:
-        return Response(status_code=499)
     if answer.status == 500:
         log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
     problem = Problem(type=_type(answer.type), title=answer.title, status=answer.status, detail=_detail(error, answer))
@@ -98,7 +97,13 @@ async def _failed(request: Request, error: Exception) -> Response:
         problem.errors = [FieldProblem(pointer=f"/{error.field}", detail=str(error))]
     if isinstance(error, StepsNotServed):
         problem.available_steps = list(error.available)
-    return problem_response(problem, retry_after(error))
+    return problem
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGone):
+        return Response(status_code=499)
+    return problem_response(problem_of(request, error), retry_after(error))
 
 
 def _detail(error: Exception, answer: Answer) -> str:

@@ -1,8 +1,5 @@
 """The endpoints. Each is a few lines: the rooms behind them do the work."""
 
-import base64
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +9,49 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from diffusion.family import Family
 from diffusion.frontier import Frontier
-from server import metrics
-from server.accept import RAW_TYPES, wanted_format
+from server.accept import RAW_TYPES, wanted_answer
 from server.contract import problems
 from server.dial import Dial, Wish
-from server.errors import answer_for
+from server.etags import entity_tag, tag_headers, unchanged
+from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
 from server.images import Format
+from server.outcomes import counted
 from server.patience import while_connected
 from server.scheduler import Scheduler
-from server.schemas import GenerateRequest, GenerateResponse, ImageData, ModelList, Status, Timings
+from server.schemas import GenerateRequest, GenerateResponse, ModelList, Status, Timings
+from server.stream import generate_events, json_answer
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
 
 
-def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
+def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
     """The routes that draw."""
     router = APIRouter(tags=["drawing"])
 
     @router.post("/generate", response_model=GenerateResponse, responses=GENERATE_RESPONSES, summary="Draw images")
-    async def generate(body: GenerateRequest, request: Request) -> Any:
-        """Draw one image or several of one wish. `Accept: image/png` (webp, jpeg) answers with one image's bytes."""
-        steps, outcome = dial.label(body), "failed"
-        try:
-            raw = _raw_format(body, request.headers.get("accept", ""))
+    async def generate(body: GenerateRequest, request: Request, response: Response) -> Any:
+        """Draw one image or several of one wish.
+
+        `Accept: image/png` (webp, jpeg) answers with one image's bytes. `stream: true` or `Accept: text/event-stream`
+        answers with server-sent events: `preview` after each hop of an image but its last, an `image` for each, then
+        `done`; or `error`, a problem. Where the seed is given, the answer has an ETag, and If-None-Match spares drawing.
+        """
+        accepted = wanted_answer(request.headers.get("accept", ""))
+        if body.stream or accepted == "events":
+            return await event_stream(request, generate_events(request, body, dial, studio))
+        with counted(dial.label(body)):
+            raw = _raw_format(body, accepted)
             wish = dial.turn(body)
+            tag = entity_tag(family, body, wish, raw)
+            if same := unchanged(request, tag):
+                return same
             pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
-            outcome = "ok"
-        except Exception as error:
-            outcome = answer_for(error).outcome
-            if outcome == "rejected":
-                metrics.REJECTED.labels(answer_for(error).type.replace("-", "_")).inc()
-            raise
-        finally:
-            metrics.REQUESTS.labels(steps, outcome).inc()
         if raw:
-            return _raw_response(wish, pictures[0], raw, timings)
-        return _json_response(wish, pictures, timings)
+            return _raw_response(wish, pictures[0], raw, timings, tag_headers(tag))
+        response.headers.update(tag_headers(tag))
+        return json_answer(wish, pictures, timings)
 
     return router
 
@@ -94,9 +96,8 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
     return router
 
 
-def _raw_format(body: GenerateRequest, accept: str) -> Format | None:
+def _raw_format(body: GenerateRequest, accepted: Format | None) -> Format | None:
     """The format of a raw answer, None for JSON. Raises FieldRefused where header and body contradict each other."""
-    accepted = wanted_format(accept)
     if accepted and "output_format" in body.model_fields_set and body.output_format != accepted:
         raise FieldRefused(
             "output_format", f"output_format is {body.output_format}, the Accept header wants {accepted}"
@@ -107,33 +108,20 @@ def _raw_format(body: GenerateRequest, accept: str) -> Format | None:
     return raw
 
 
-def _raw_response(wish: Wish, picture: Picture, output_format: Format, timings: Timings) -> Response:
+def _raw_response(
+    wish: Wish, picture: Picture, output_format: Format, timings: Timings, headers: dict[str, str]
+) -> Response:
     stages = (
         f"{stage};dur={getattr(timings, f'{stage}_seconds') * 1000:.3f}"
         for stage in ("queue", "device", "encode", "total")
     )
-    headers = {
+    facts = {
         "X-Steps-Used": str(wish.steps),
         "X-Seed": str(picture.seed),
         "X-Student": wish.student,
         "Server-Timing": ", ".join(stages),
     }
-    return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
-
-
-def _json_response(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
-    data = [ImageData(b64_json=base64.b64encode(p.data).decode(), seed=p.seed, index=p.index) for p in pictures]
-    return GenerateResponse(
-        id=f"img_{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=wish.model,
-        student=wish.student,
-        steps_requested=wish.steps,
-        steps_used=wish.steps,
-        degraded=False,
-        data=data,
-        timings=timings,
-    )
+    return Response(picture.data, headers=facts | headers, media_type=f"image/{output_format}")
 
 
 RAW_HEADERS = {
@@ -144,9 +132,14 @@ RAW_HEADERS = {
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The images; raw bytes of one where the Accept header or response_format asks for them",
-        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES},
-        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RAW_HEADERS.items()},
+        "description": "The images; raw bytes of one, or events, where Accept, response_format or stream ask for them",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES}
+        | {"text/event-stream": {"schema": {"type": "string"}}},
+        "headers": {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in (RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}).items()
+        },
     },
+    304: {"description": "If-None-Match names the answer; nothing was drawn"},
     **problems(400, 404, 413, 415, 422, 500, 503, 504),
 }

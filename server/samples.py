@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the scheduler and its tests need no torch
     from diffusion.plans import Hop, Plan
@@ -41,6 +41,8 @@ class Turn:
     """Hops already taken, 0 .. evaluations - 1."""
     latent: Any
     """What the engine returned for the previous turn; None on the first, when the noise is still to be drawn."""
+    preview: bool = False
+    """Whether an image of this hop's x_hat is wanted beside the latent; the last hop's is the image anyway."""
 
     @property
     def hop(self) -> Hop:
@@ -56,3 +58,12 @@ class Turn:
     def is_last(self) -> bool:
         """Whether this turn yields the image."""
         return self.number + 1 == self.sample.evaluations
+
+
+class Previewed(NamedTuple):
+    """What a turn that asks for a preview returns unless it is the last."""
+
+    latent: Any
+    """The next turn's latent."""
+    pixels: Any
+    """x_hat of the hop, uint8 (H, W, C): what the image would be if it ended here."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -56,6 +57,7 @@ class Ticket:
     number: int = 0
     latent: Any = None
     device_seconds: float = 0.0
+    preview: Callable[[int, Any], None] | None = None
 
     @property
     def pending(self) -> int:
@@ -104,9 +106,12 @@ class Scheduler:
         pending = Counter(hop.member for ticket in self._unanswered for hop in ticket.sample.plan.hops[ticket.number :])
         return sum(evaluations * self._pace.get(member, 0.0) for member, evaluations in pending.items())
 
-    async def draw(self, samples: Sequence[Sample]) -> list[Drawn]:
+    async def draw(
+        self, samples: Sequence[Sample], *, preview: Callable[[int, int, Any], None] | None = None
+    ) -> list[Drawn]:
         """Return the images of all samples, or raise for all of them; cancel this to drop the work.
 
+        preview(index in samples, hops taken, pixels uint8 (H, W, C)) is called after every hop but a sample's last.
         Raises NotReady, Overloaded (all or none are accepted), DrawFailed, DeviceLost.
         """
         if self.state != "ready":
@@ -115,6 +120,9 @@ class Scheduler:
             raise Overloaded(self.backlog_seconds)
         loop, now = asyncio.get_running_loop(), perf_counter()
         tickets = [Ticket(sample, loop.create_future(), next(self._orders), now) for sample in samples]
+        if preview:
+            for index, ticket in enumerate(tickets):
+                ticket.preview = partial(preview, index)
         self._unanswered.update(tickets)
         for ticket in tickets:
             self._enqueue(ticket)
@@ -165,7 +173,7 @@ class Scheduler:
 
     async def _run_wave(self, wave: list[Ticket]) -> None:
         member = wave[0].sample.plan.hops[wave[0].number].member
-        turns = [Turn(ticket.sample, ticket.number, ticket.latent) for ticket in wave]
+        turns = [Turn(ticket.sample, ticket.number, ticket.latent, bool(ticket.preview)) for ticket in wave]
         began = perf_counter()
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._device.wave, turns)
@@ -189,6 +197,9 @@ class Scheduler:
             waited = perf_counter() - ticket.arrived - ticket.device_seconds
             ticket.image.set_result(Drawn(result, max(0.0, waited), ticket.device_seconds))
         else:
+            if ticket.preview:
+                result, pixels = result
+                ticket.preview(ticket.number, pixels)
             ticket.latent = result
             self._enqueue(ticket)
 

@@ -1,8 +1,12 @@
 """The studio: from a wish to encoded images and the times they took. HTTP stays outside."""
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from time import perf_counter
+
+import numpy as np
 
 from server import metrics
 from server.dial import Wish
@@ -21,6 +25,21 @@ class Picture:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An encoded image of x_hat after one of an image's hops."""
+
+    data: bytes
+    index: int
+    """Which of the wish's images."""
+    hop: int
+    """Hops taken, 1 .. hops - 1."""
+
+
+UNSENT_PREVIEWS = 64
+"""Previews that wait for a client at most; who reads slower than the device draws misses the oldest of them."""
+
+
 class Studio:
     """Draws and encodes."""
 
@@ -29,15 +48,18 @@ class Studio:
         self._encoders = encoders
         self._timeout_seconds = timeout_seconds
 
-    async def make(self, wish: Wish, output_format: Format) -> tuple[list[Picture], Timings]:
+    async def make(
+        self, wish: Wish, output_format: Format, *, preview: Callable[[int, int, np.ndarray], None] | None = None
+    ) -> tuple[list[Picture], Timings]:
         """Return the wish's images, in the order of their indices. Cancel this to drop the work.
 
+        preview is called as in Scheduler.draw.
         Raises TimedOut by its own clock, and whatever Scheduler.draw raises.
         """
         began = perf_counter()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                drawn = await self._scheduler.draw(wish.samples)
+                drawn = await self._scheduler.draw(wish.samples, preview=preview)
                 encoding = perf_counter()
                 files = await asyncio.gather(*(self._encoders.encode(image.pixels, output_format) for image in drawn))
         except TimeoutError:
@@ -47,6 +69,36 @@ class Studio:
         _record(wish, timings)
         pictures = [Picture(file, sample.seed, sample.index) for file, sample in zip(files, wish.samples, strict=True)]
         return pictures, timings
+
+    async def show(
+        self, wish: Wish, output_format: Format, *, shown: Callable[[int], bool] = lambda hop: True
+    ) -> AsyncGenerator[Preview | tuple[list[Picture], Timings], None]:
+        """Yield previews of the hops that `shown` picks while the images are drawn, then what `make` returns.
+
+        Closing the generator drops the work. Raises what `make` raises.
+        """
+        unsent: deque[tuple[int, int, np.ndarray]] = deque(maxlen=UNSENT_PREVIEWS)
+        news = asyncio.Event()
+
+        def preview(index: int, hop: int, pixels: np.ndarray) -> None:
+            if shown(hop):
+                unsent.append((index, hop, pixels))
+                news.set()
+
+        making = asyncio.create_task(self.make(wish, output_format, preview=preview))
+        making.add_done_callback(lambda _: news.set())
+        try:
+            while unsent or not making.done():
+                while unsent:
+                    index, hop, pixels = unsent.popleft()
+                    yield Preview(await self._encoders.encode(pixels, output_format), index, hop)
+                news.clear()
+                if not making.done():
+                    await news.wait()
+            yield making.result()
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
 
 
 def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float) -> Timings:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from server.samples import Sample, Turn
+from server.samples import Previewed, Sample, Turn
 
 
 def name_of(sample: Sample) -> bytes:
@@ -52,4 +52,11 @@ class FakeDevice:
             raise failure
         for turn in turns:
             assert turn.latent == (None if turn.number == 0 else (name_of(turn.sample), turn.number))
-        return [picture_of(turn.sample) if turn.is_last else (name_of(turn.sample), turn.number + 1) for turn in turns]
+        return [_result(turn) for turn in turns]
+
+
+def _result(turn: Turn) -> Any:
+    if turn.is_last:
+        return picture_of(turn.sample)
+    latent = (name_of(turn.sample), turn.number + 1)
+    return Previewed(latent, picture_of(turn.sample) ^ np.uint8(turn.number + 1)) if turn.preview else latent

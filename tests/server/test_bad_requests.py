@@ -17,7 +17,7 @@ def test_a_step_count_that_is_not_served_is_answered_with_those_that_are(desk: D
     assert answer.json()["available_steps"] == [1, 2, 4, 32, 64, 128, 256, 512]
 
 
-@pytest.mark.parametrize("field", ["deadline_ms", "min_steps", "max_steps", "plan", "allow_degrade", "stream"])
+@pytest.mark.parametrize("field", ["deadline_ms", "min_steps", "max_steps", "plan", "allow_degrade"])
 def test_fields_of_later_are_refused_by_name_never_ignored(desk: Desk, field: str) -> None:
     answer = desk.ask(WISH | {field: 1})
     assert blamed(answer) == [f"/{field}"]

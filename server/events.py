@@ -1,0 +1,66 @@
+"""Server-sent events: an answer that grows while its client reads."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from server.patience import while_connected
+
+PING_SECONDS = 15.0
+"""After so long without an event a comment is sent, so that nobody between takes the connection for dead."""
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Events are neither stored nor held back by a proxy."""
+
+
+def event(name: str, data: BaseModel, *, exclude: set[str] | None = None) -> bytes:
+    """Return one event with data as JSON, but for the fields to exclude."""
+    text = data.model_dump_json(exclude=exclude, exclude_none=True, ensure_ascii=True)
+    return format_sse_event(event=name, data_str=text)
+
+
+async def event_stream(request: Request, events: AsyncGenerator[bytes, None]) -> "EventStream":
+    """Return an answer of the events once there is a first one; what fails before is raised and so answered as ever.
+
+    Raises ClientGone when the client leaves before; later that closes the events.
+    """
+    first = await while_connected(request, anext(events))
+    return EventStream(first, events)
+
+
+class EventStream(EventSourceResponse):
+    """Sends events as they come; closes them when the last is sent or the client has left."""
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]):
+        self._events = events
+        self._sending = _with_pings(first, events)
+        super().__init__(self._sending, headers=HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # a client who leaves while a chunk is being sent interrupts the sending, not the generators
+            await self._sending.aclose()
+            await self._events.aclose()
+
+
+async def _with_pings(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    following: asyncio.Future[bytes | None] | None = None
+    try:
+        yield first
+        while True:
+            following = asyncio.ensure_future(anext(events, None))
+            while not (await asyncio.wait((following,), timeout=PING_SECONDS))[0]:
+                yield KEEPALIVE_COMMENT
+            chunk = following.result()
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        if following:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)

@@ -1,0 +1,78 @@
+"""What POST /generate answers in JSON: all at once, or as events while it is drawn."""
+
+import base64
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import get_args
+
+from fastapi import Request
+
+from server.accept import wanted_answer
+from server.dial import Dial, Wish
+from server.errors import problem_of
+from server.events import event
+from server.failures import FieldRefused
+from server.images import Format
+from server.outcomes import counted
+from server.schemas import GenerateRequest, GenerateResponse, ImageData, PreviewData, Timings
+from server.studio import Picture, Preview, Studio
+
+
+async def generate_events(
+    request: Request, body: GenerateRequest, dial: Dial, studio: Studio
+) -> AsyncGenerator[bytes, None]:
+    """Yield a `preview` after every hop of an image but its last, an `image` for each, then `done`.
+
+    What goes wrong before the first event is raised, later it becomes the event `error`.
+    """
+    begun = False
+    try:
+        with counted(dial.label(body)):
+            if wanted_answer(request.headers.get("accept", "")) in get_args(Format):
+                raise FieldRefused("stream", "stream asks for events, the Accept header for the bytes of one image")
+            if body.response_format == "file":
+                raise FieldRefused("response_format", "events carry images as b64_json; a file is not streamed")
+            wish = dial.turn(body)
+            async for part in studio.show(wish, body.output_format):
+                if isinstance(part, Preview):
+                    yield _preview(wish, part)
+                    begun = True
+                    continue
+                answer = json_answer(wish, *part)
+                for image in answer.data:
+                    yield event("image", image)
+                    begun = True
+                yield event("done", answer, exclude={"data"})
+    except Exception as error:
+        if not begun:
+            raise
+        yield event("error", problem_of(request, error))
+
+
+def json_answer(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
+    """Return the images and how they were made."""
+    data = [ImageData(b64_json=encoded(p.data), seed=p.seed, index=p.index) for p in pictures]
+    return GenerateResponse(
+        id=f"img_{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=wish.model,
+        student=wish.student,
+        steps_requested=wish.steps,
+        steps_used=wish.steps,
+        degraded=False,
+        data=data,
+        timings=timings,
+    )
+
+
+def encoded(data: bytes) -> str:
+    """Return bytes in base64."""
+    return base64.b64encode(data).decode()
+
+
+def _preview(wish: Wish, preview: Preview) -> bytes:
+    hops = wish.samples[preview.index].evaluations
+    return event(
+        "preview", PreviewData(b64_json=encoded(preview.data), index=preview.index, hop=preview.hop, hops=hops)
+    )
