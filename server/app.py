@@ -14,6 +14,8 @@ from server.bodies import BodyLimit
 from server.dial import Dial
 from server.headers import SecurityHeaders
 from server.images import EncodePool
+from server.openai import openai_routes
+from server.openai_errors import OpenAIErrors
 from server.routes import PAGE, drawing_routes, reading_routes
 from server.scheduler import Device, Scheduler
 from server.settings import Settings
@@ -55,8 +57,10 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     contract.describe(app)
     app.include_router(drawing_routes(dial, studio, family))
     app.include_router(reading_routes(dial, family, scheduler))
+    app.include_router(openai_routes(dial, studio, family))
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
     _tell_metrics(family)
     return app

@@ -1,7 +1,7 @@
 """Server-sent events: an answer that grows while its client reads."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from fastapi import Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
@@ -15,6 +15,8 @@ PING_SECONDS = 15.0
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Events are neither stored nor held back by a proxy."""
 
+Events = AsyncGenerator[bytes, None]
+
 
 def event(name: str, data: BaseModel, *, exclude: set[str] | None = None) -> bytes:
     """Return one event with data as JSON, but for the fields to exclude."""
@@ -22,21 +24,22 @@ def event(name: str, data: BaseModel, *, exclude: set[str] | None = None) -> byt
     return format_sse_event(event=name, data_str=text)
 
 
-async def event_stream(request: Request, events: AsyncGenerator[bytes, None]) -> "EventStream":
-    """Return an answer of the events once there is a first one; what fails before is raised and so answered as ever.
+async def event_stream(request: Request, events: Events, *, failed: Callable[[Exception], bytes]) -> "EventStream":
+    """Return an answer of the events once there is a first one.
 
-    Raises ClientGone when the client leaves before; later that closes the events.
+    What fails before it is raised, and so answered as ever; later, `failed` gives the last event. Raises ClientGone when
+    the client leaves before the first event; when it leaves later, the events are closed.
     """
     first = await while_connected(request, anext(events))
-    return EventStream(first, events)
+    return EventStream(first, events, failed)
 
 
 class EventStream(EventSourceResponse):
     """Sends events as they come; closes them when the last is sent or the client has left."""
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]):
+    def __init__(self, first: bytes, events: Events, failed: Callable[[Exception], bytes]):
         self._events = events
-        self._sending = _with_pings(first, events)
+        self._sending = _sending(first, events, failed)
         super().__init__(self._sending, headers=HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,18 +51,20 @@ class EventStream(EventSourceResponse):
             await self._events.aclose()
 
 
-async def _with_pings(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _sending(first: bytes, events: Events, failed: Callable[[Exception], bytes]) -> Events:
+    chunk: bytes | None = first
     following: asyncio.Future[bytes | None] | None = None
     try:
-        yield first
-        while True:
+        while chunk is not None:
+            yield chunk
             following = asyncio.ensure_future(anext(events, None))
             while not (await asyncio.wait((following,), timeout=PING_SECONDS))[0]:
                 yield KEEPALIVE_COMMENT
-            chunk = following.result()
-            if chunk is None:
+            error = following.exception()
+            if isinstance(error, Exception):
+                yield failed(error)
                 return
-            yield chunk
+            chunk = following.result()
     finally:
         if following:
             following.cancel()

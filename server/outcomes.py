@@ -3,19 +3,33 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fastapi.exceptions import RequestValidationError
 
 from server import metrics
 from server.errors import answer_for
 
 
+@dataclass(slots=True)
+class Count:
+    """One request to draw, as the metrics see it."""
+
+    steps: str
+    """Dial position, or "none" while it is not known."""
+
+
 @contextmanager
-def counted(steps: str) -> Iterator[None]:
-    """Count one request to draw at a dial position by how the block ends: ok, cancelled, or as the error is answered."""
-    outcome = "ok"
+def counted(steps: str = "none") -> Iterator[Count]:
+    """Count one request to draw by how the block ends: ok, cancelled, or as the error is answered."""
+    count, outcome = Count(steps), "ok"
     try:
-        yield
+        yield count
     except (asyncio.CancelledError, GeneratorExit):
         outcome = "cancelled"
+        raise
+    except RequestValidationError:
+        outcome = ""  # counted where it is answered: most such requests never come here
         raise
     except Exception as error:
         outcome = answer_for(error).outcome
@@ -23,4 +37,5 @@ def counted(steps: str) -> Iterator[None]:
             metrics.REJECTED.labels(answer_for(error).type.replace("-", "_")).inc()
         raise
     finally:
-        metrics.REQUESTS.labels(steps, outcome).inc()
+        if outcome:
+            metrics.REQUESTS.labels(count.steps, outcome).inc()

@@ -20,7 +20,7 @@ from server.outcomes import counted
 from server.patience import while_connected
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest, GenerateResponse, ModelList, Status, Timings
-from server.stream import generate_events, json_answer
+from server.stream import error_event, generate_events, json_answer
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
@@ -40,7 +40,8 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
         """
         accepted = wanted_answer(request.headers.get("accept", ""))
         if body.stream or accepted == "events":
-            return await event_stream(request, generate_events(request, body, dial, studio))
+            events = generate_events(request, body, dial, studio)
+            return await event_stream(request, events, failed=error_event(request))
         with counted(dial.label(body)):
             raw = _raw_format(body, accepted)
             wish = dial.turn(body)

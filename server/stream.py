@@ -3,7 +3,8 @@
 import base64
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import get_args
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from fastapi import Request
 from server.accept import wanted_answer
 from server.dial import Dial, Wish
 from server.errors import problem_of
-from server.events import event
+from server.events import Events, event
 from server.failures import FieldRefused
 from server.images import Format
 from server.outcomes import counted
@@ -19,35 +20,28 @@ from server.schemas import GenerateRequest, GenerateResponse, ImageData, Preview
 from server.studio import Picture, Preview, Studio
 
 
-async def generate_events(
-    request: Request, body: GenerateRequest, dial: Dial, studio: Studio
-) -> AsyncGenerator[bytes, None]:
-    """Yield a `preview` after every hop of an image but its last, an `image` for each, then `done`.
-
-    What goes wrong before the first event is raised, later it becomes the event `error`.
-    """
-    begun = False
-    try:
-        with counted(dial.label(body)):
-            if wanted_answer(request.headers.get("accept", "")) in get_args(Format):
-                raise FieldRefused("stream", "stream asks for events, the Accept header for the bytes of one image")
-            if body.response_format == "file":
-                raise FieldRefused("response_format", "events carry images as b64_json; a file is not streamed")
-            wish = dial.turn(body)
-            async for part in studio.show(wish, body.output_format):
+async def generate_events(request: Request, body: GenerateRequest, dial: Dial, studio: Studio) -> Events:
+    """Yield a `preview` after every hop of an image but its last, an `image` for each, then `done`."""
+    with counted(dial.label(body)):
+        if wanted_answer(request.headers.get("accept", "")) in get_args(Format):
+            raise FieldRefused("stream", "stream asks for events, the Accept header for the bytes of one image")
+        if body.response_format == "file":
+            raise FieldRefused("response_format", "events carry images as b64_json; a file is not streamed")
+        wish = dial.turn(body)
+        async with aclosing(studio.show(wish, body.output_format)) as parts:
+            async for part in parts:
                 if isinstance(part, Preview):
-                    yield _preview(wish, part)
-                    begun = True
+                    yield event("preview", _preview(wish, part))
                     continue
                 answer = json_answer(wish, *part)
                 for image in answer.data:
                     yield event("image", image)
-                    begun = True
                 yield event("done", answer, exclude={"data"})
-    except Exception as error:
-        if not begun:
-            raise
-        yield event("error", problem_of(request, error))
+
+
+def error_event(request: Request) -> Callable[[Exception], bytes]:
+    """Return what makes the event `error`, a problem, of what goes wrong after the first event."""
+    return lambda error: event("error", problem_of(request, error))
 
 
 def json_answer(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
@@ -71,8 +65,6 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _preview(wish: Wish, preview: Preview) -> bytes:
+def _preview(wish: Wish, preview: Preview) -> PreviewData:
     hops = wish.samples[preview.index].evaluations
-    return event(
-        "preview", PreviewData(b64_json=encoded(preview.data), index=preview.index, hop=preview.hop, hops=hops)
-    )
+    return PreviewData(b64_json=encoded(preview.data), index=preview.index, hop=preview.hop, hops=hops)
