@@ -5,7 +5,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.contract import DESCRIPTIONS, problems
+from server.contract import problems
 from server.openai_schemas import ErrorAnswer, ErrorDetail
 from server.schemas import Problem
 
@@ -22,7 +22,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of these error statuses."""
     documented = problems(*statuses)
     for status, response in documented.items():
-        response["description"] = DESCRIPTIONS[422] if status == 400 else response["description"]
+        if status == 400:
+            response["description"] = "The request is not valid; `param` names the field"
         response["model"] = ErrorAnswer
         del response["content"]
     return documented

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from diffusion.family import Family
@@ -85,7 +85,7 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
             raise NotReady("the networks are being loaded, warmed up and checked")
         return Status(status="ready")
 
-    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         scheduler.publish()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
