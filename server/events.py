@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Callable
 
 from fastapi import Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
-from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from server.patience import while_connected
@@ -18,10 +17,9 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Events = AsyncGenerator[bytes, None]
 
 
-def event(name: str, data: BaseModel, *, exclude: set[str] | None = None) -> bytes:
-    """Return one event with data as JSON, but for the fields to exclude."""
-    text = data.model_dump_json(exclude=exclude, exclude_none=True, ensure_ascii=True)
-    return format_sse_event(event=name, data_str=text)
+def event(name: str, json: str) -> bytes:
+    """Return one event whose data is this JSON."""
+    return format_sse_event(event=name, data_str=json)
 
 
 async def event_stream(request: Request, events: Events, *, failed: Callable[[Exception], bytes]) -> "EventStream":

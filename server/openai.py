@@ -134,12 +134,12 @@ async def _events(body: ImagesRequest, dial: Dial, studio: Studio, family: Famil
                 if isinstance(part, Preview):
                     partial = PartialImage(**facts, b64_json=encoded(part.data), partial_image_index=sent)
                     sent += 1
-                    yield event(partial.type, partial)
+                    yield event(partial.type, partial.model_dump_json())
                 else:
                     (picture,), _ = part
                     facts |= {"b64_json": encoded(picture.data), "seed": picture.seed}
                     done = CompletedImage(**facts, usage=_usage(wish), steps_used=wish.steps)
-                    yield event(done.type, done)
+                    yield event(done.type, done.model_dump_json())
 
 
 def partial_hops(hops: int, wanted: int) -> set[int]:
@@ -149,7 +149,7 @@ def partial_hops(hops: int, wanted: int) -> set[int]:
 
 
 def _error_event(request: Request) -> Callable[[Exception], bytes]:
-    return lambda error: event("error", error_answer(problem_of(request, error)))
+    return lambda error: event("error", error_answer(problem_of(request, error)).model_dump_json(ensure_ascii=True))
 
 
 def _facts(wish: Wish, own: GenerateRequest, size: str) -> dict[str, Any]:

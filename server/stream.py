@@ -31,17 +31,19 @@ async def generate_events(request: Request, body: GenerateRequest, dial: Dial, s
         async with aclosing(studio.show(wish, body.output_format)) as parts:
             async for part in parts:
                 if isinstance(part, Preview):
-                    yield event("preview", _preview(wish, part))
+                    yield event("preview", _preview(wish, part).model_dump_json())
                     continue
                 answer = json_answer(wish, *part)
                 for image in answer.data:
-                    yield event("image", image)
-                yield event("done", answer, exclude={"data"})
+                    yield event("image", image.model_dump_json())
+                yield event("done", answer.model_dump_json(exclude={"data"}))
 
 
 def error_event(request: Request) -> Callable[[Exception], bytes]:
     """Return what makes the event `error`, a problem, of what goes wrong after the first event."""
-    return lambda error: event("error", problem_of(request, error))
+    return lambda error: event(
+        "error", problem_of(request, error).model_dump_json(exclude_none=True, ensure_ascii=True)
+    )
 
 
 def json_answer(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
