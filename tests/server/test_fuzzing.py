@@ -13,7 +13,7 @@ document = schemathesis.openapi.from_path(ROOT / "docs" / "openapi.json")
 
 @pytest.mark.slow
 @document.parametrize()
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_the_answer_is_documented_and_no_fault_of_the_server(
     case: Case, real_server: ServerProcess
 ) -> None:
