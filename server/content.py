@@ -25,7 +25,7 @@ def content_key(family: Family, samples: Sequence[Sample], output_format: Format
         raise ValueError("only exact samples have a key: the bytes of others depend on the crowd")
     plans = list(dict.fromkeys(sample.plan for sample in samples))
     facts = {
-        "code": [version("stepdial"), version("pillow"), _arithmetic()],
+        "code": _code(),
         "family": _weights(family, plans),
         "plans": [plan.model_dump(mode="json") for plan in plans],
         "samples": [
@@ -48,7 +48,7 @@ def _weights(family: Family, plans: Sequence[Plan]) -> dict[str, object]:
 
 
 @cache
-def _arithmetic() -> str:
-    """PyTorch's build and what it computes with; the promise of exact bytes holds for one kind of device."""
+def _code() -> list[str]:
+    """Versions that draw and encode, and what PyTorch computes with: exact bytes are a promise for one kind of device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    return f"{torch.__version__} {device}"
+    return [version("stepdial"), version("pillow"), torch.__version__, device]
