@@ -62,4 +62,4 @@ family: .venv/.test
 	$(BIN)/stepdial distill --family families/digits --iterations 400 --batch 128 --lr 1e-3 --warmup 40 --decay-from 0.4 --ema 0.99 --seed 1
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info
