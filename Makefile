@@ -1,6 +1,7 @@
 # make serve   serve the bundled family and its page on http://127.0.0.1:8000 (HOST=, PORT=, FAMILY= change it)
 # make test    lint, types, all tests
 # make family  train the bundled families anew, from nothing
+# make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -11,11 +12,12 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 FAMILY ?= families/shapes
 TORCH_INDEX ?=
+STRIP ?= "a red star on mint; a blue ring on cream; a purple heart on snow; an orange moon on sky; a green drop on lilac; a black cross on silver; a pink diamond on mint; a teal square on cream; a yellow circle on sky; a brown triangle on snow"
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser family clean
+.PHONY: serve test lint browser family pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -60,6 +62,10 @@ family: .venv/.test
 	$$distill --steps 4 --iterations 2000; $$distill --steps 8 --iterations 1000; $$distill --steps 16 --iterations 800; wait $$first; \
 	$(BIN)/stepdial train --data digits --preset tiny8 --family families/digits --iterations 1500 --batch 128 --lr 1e-3 --ema 0.998 --teacher-guidance 0 --seed 1; \
 	$(BIN)/stepdial distill --family families/digits --iterations 400 --batch 128 --lr 1e-3 --warmup 40 --decay-from 0.4 --ema 0.99 --seed 1
+
+pictures: .venv/.test
+	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
+	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info

@@ -5,6 +5,7 @@
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
   report     write the measured table into a Markdown file
+  curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
   families   list families and check their files
   openapi    print the description of the HTTP API, as docs/openapi.json has it

@@ -39,15 +39,38 @@ def sample(
     (C, H, W); guidance w != 0 evaluates with and without the condition.  The loop never waits for the device.
     """
     device = torch.device(device)
-    condition = condition.to(device)
-    rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in plan.hops]
-    tables = torch.stack(rows).float().to(device)[:, None].expand(-1, len(condition), -1)
-    ends = torch.tensor([(hop.t, hop.s) for hop in plan.hops], dtype=torch.float64)
-    logsnr = schedule.logsnr(ends).float().to(device)
-    z = noise(seeds, indices, shape, device=device)
-    for index, step in enumerate(plan.hops):
+    condition, z = condition.to(device), noise(seeds, indices, shape, device=device)
+    return follow(
+        networks, plan.hops, schedule, z, condition, seeds=seeds, indices=indices, guidance=guidance, variance=variance
+    )
+
+
+@torch.no_grad()
+def follow(
+    networks: dict[str, Network],
+    hops: Sequence[Hop],
+    schedule: CosineSchedule,
+    z: Tensor,
+    condition: Tensor,
+    *,
+    seeds: Sequence[int],
+    indices: Sequence[int],
+    taken: int = 0,
+    guidance: float = 0.0,
+    variance: Variance | None = None,
+) -> Tensor:
+    """Take latents z (B, C, H, W) along some of a plan's hops, `taken` of which lie behind them, on z's device.
+
+    Returns the latents where the hops end, or, if they end at 0, the images, uint8 (B, H, W, C).
+    """
+    rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
+    tables = torch.stack(rows).float().to(z.device)[:, None].expand(-1, len(condition), -1)
+    ends = torch.tensor([(hop.t, hop.s) for hop in hops], dtype=torch.float64)
+    logsnr = schedule.logsnr(ends).float().to(z.device)
+    for index, step in enumerate(hops):
         v, v_uncond = _evaluate(networks[step.member], step, z, logsnr[index, 0], condition, guidance)
-        fresh = noise(seeds, indices, shape, stream=index + 1, device=device) if step.random else None
+        stream = taken + index + 1
+        fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
         if step.s == 0:
             return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
         z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)
@@ -56,7 +79,7 @@ def sample(
                 networks[step.member], step, schedule, z, z_s, v, v_uncond, logsnr[index, 1], condition, guidance
             )
         z = z_s
-    raise AssertionError("a plan ends at 0")
+    return z
 
 
 def _evaluate(

@@ -17,12 +17,14 @@ from server.samples import Sample
 def content_key(family: Family, samples: Sequence[Sample], output_format: Format) -> str:
     """Return the SHA-256, in hex, of all that the samples' image files are a function of.
 
-    Equal keys mean equal bytes, so every sample must be exact (ValueError otherwise) and be drawn by its own plan to
-    the end. Machines whose arithmetic may round differently, and versions that may draw or encode differently, have
-    different keys: they do not answer for each other.
+    Equal keys mean equal bytes, so every sample must be exact and have no alternatives, by which it might end instead of
+    its own plan (ValueError otherwise). Machines whose arithmetic may round differently, and versions that may draw or
+    encode differently, have different keys: they do not answer for each other.
     """
     if not all(sample.exact for sample in samples):
         raise ValueError("only exact samples have a key: the bytes of others depend on the crowd")
+    if any(sample.alternatives for sample in samples):
+        raise ValueError("samples with alternatives have no key: how they end depends on the crowd")
     plans = list(dict.fromkeys(sample.plan for sample in samples))
     facts = {
         "code": _code(),

@@ -1,6 +1,7 @@
 """The OpenAPI document: what the framework derives, plus the problems that every endpoint answers with."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,9 +15,10 @@ DESCRIPTIONS = {
     413: "The body is too large",
     415: "The body is not application/json",
     422: "The request is not valid; `errors` points at the fields, `available_steps` lists the dial",
+    429: "Nothing that the request allows can be ready by its deadline; `min_feasible_ms` could be promised now",
     500: "The device could not draw this",
     503: "The queue is full, or the server is starting or stopping; `Retry-After` says when to try again",
-    504: "Not drawn within the server's time limit",
+    504: "Not drawn by the request's deadline, or within the server's time limit",
 }
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
@@ -24,6 +26,11 @@ REFERENCE = {"$ref": "#/components/schemas/Problem"}
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of these error statuses."""
     return {status: _problem(status) for status in statuses}
+
+
+def described(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI headers of a response, from their names and what they say."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
 
 
 def _problem(status: int) -> dict[str, Any]:

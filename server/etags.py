@@ -14,9 +14,11 @@ from server.schemas import GenerateRequest
 def entity_tag(family: Family, body: GenerateRequest, wish: Wish, raw: Format | None) -> str | None:
     """Return the tag of the answer, or None where an equal request need not give an equal answer.
 
-    Raw bytes have a strong tag. JSON has a weak one: its images are the same bytes every time, its times are not.
+    Where the server chooses the steps, it has done so before: the tag is that of the plan which would be drawn now. A
+    sample that may end by an alternative has none. Raw bytes have a strong tag. JSON has a weak one: its images are the
+    same bytes every time, its times and what it says of the crowd are not.
     """
-    if body.seed is None or body.determinism != "exact":
+    if body.seed is None or body.determinism != "exact" or any(sample.alternatives for sample in wish.samples):
         return None
     key = content_key(family, wish.samples, raw or body.output_format)
     return f'"{key}"' if raw else f'W/"{key}-json"'

@@ -6,15 +6,17 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from diffusion.family import Family
+from server.account import ACCOUNT_HEADERS, account_headers, account_of
+from server.contract import described
 from server.dial import Dial, Wish
 from server.errors import problem_of
 from server.events import Events, event, event_stream
-from server.failures import FieldRefused, ModelUnknown, StepsNotServed
+from server.failures import FieldRefused, ModelUnknown
 from server.openai_errors import error_answer, errors
 from server.openai_schemas import (
     QUALITY_STEPS,
@@ -30,11 +32,11 @@ from server.openai_schemas import (
 )
 from server.outcomes import counted
 from server.patience import while_connected
-from server.schemas import GenerateRequest
+from server.schemas import GenerateRequest, Timings
 from server.stream import encoded
-from server.studio import Preview, Studio
+from server.studio import Picture, Preview, Studio
 
-OWN = {"model", "prompt", "n", "output_format", "steps", "seed", "label", "guidance", "deadline_ms", "determinism"}
+OWN = (ImagesRequest.model_fields.keys() & GenerateRequest.model_fields.keys()) - {"stream"}
 """Fields that mean here what they mean in POST /generate."""
 
 
@@ -46,12 +48,15 @@ def openai_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
         "/images/generations",
         response_model=ImagesResponse,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            **errors(400, 404, 413, 415, 500, 503, 504),
+            200: {
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "headers": described(ACCOUNT_HEADERS),
+            },
+            **errors(400, 404, 413, 415, 429, 500, 503, 504),
         },
         summary="Draw images, as OpenAI's clients ask for them",
     )
-    async def generations(body: ImagesRequest, request: Request) -> Any:
+    async def generations(body: ImagesRequest, request: Request, response: Response) -> Any:
         """Draw images of one wish. `stream: true` answers with OpenAI's server-sent events."""
         if body.stream:
             events = _events(body, dial, studio, family)
@@ -60,13 +65,15 @@ def openai_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
             own = translated(body, family)
             count.steps = dial.label(own)
             wish = _turn(dial, own, body)
-            pictures, _ = await while_connected(request, studio.make(wish, own.output_format))
+            pictures, timings = await while_connected(request, studio.make(wish, own.output_format))
+        account = account_of(wish, pictures, timings)
+        response.headers.update(account_headers(account))
         return ImagesResponse(
-            **_facts(wish, own, _size(family)),
+            **account.model_dump(),
+            **_facts(account.steps_used, own, _size(family)),
             created=int(time.time()),
             data=[OpenAIImage(b64_json=encoded(picture.data), seed=picture.seed) for picture in pictures],
-            usage=_usage(wish),
-            steps_used=wish.steps,
+            usage=usage(wish, pictures),
         )
 
     @router.get("/models", summary="The families, in OpenAI's list")
@@ -100,6 +107,8 @@ def translated(body: ImagesRequest, family: Family) -> GenerateRequest:
     if family.manifest.conditioning.kind == "label" and "label" not in own and "prompt" in own:
         own["label"] = own.pop("prompt")
     meant = QUALITY_STEPS.get(body.quality or "auto")
+    if meant is None and family.frontier:  # of a family that nobody measured nothing can be chosen
+        own.setdefault("steps", "auto")
     if meant and own.setdefault("steps", meant) != meant:
         raise FieldRefused("quality", f"quality {body.quality} is {meant} steps, steps says {body.steps}; give one")
     try:
@@ -112,11 +121,9 @@ def translated(body: ImagesRequest, family: Family) -> GenerateRequest:
 def _turn(dial: Dial, own: GenerateRequest, body: ImagesRequest) -> Wish:
     try:
         return dial.turn(own)
-    except StepsNotServed as error:
-        if body.steps is not None:
-            raise
-        raise FieldRefused("quality", f"quality {body.quality} is {own.steps} steps: {error}") from None
     except FieldRefused as error:
+        if error.field == "steps" and body.steps is None:
+            raise FieldRefused("quality", f"quality {body.quality or 'auto'}: {error}") from None
         if error.field == "label" and body.label is None:
             raise FieldRefused("prompt", str(error)) from None
         raise
@@ -127,19 +134,34 @@ async def _events(body: ImagesRequest, dial: Dial, studio: Studio, family: Famil
         own = translated(body, family)
         count.steps = dial.label(own)
         wish = _turn(dial, own, body)
-        shown, sent = partial_hops(wish.samples[0].evaluations, body.partial_images or 0), 0
-        facts: dict[str, Any] = _facts(wish, own, _size(family)) | {"created_at": int(time.time())}
+        shown, sent = partial_hops(len(wish.samples[0].plan.hops), body.partial_images or 0), 0
+        size, created = _size(family), int(time.time())
+        facts = _facts(wish.steps, own, size)
         async with aclosing(studio.show(wish, own.output_format, shown=shown.__contains__)) as parts:
             async for part in parts:
                 if isinstance(part, Preview):
-                    partial = PartialImage(**facts, b64_json=encoded(part.data), partial_image_index=sent)
+                    partial = PartialImage(
+                        **facts, b64_json=encoded(part.data), created_at=created, partial_image_index=sent
+                    )
                     sent += 1
                     yield event(partial.type, partial.model_dump_json())
                 else:
-                    (picture,), _ = part
-                    facts |= {"b64_json": encoded(picture.data), "seed": picture.seed}
-                    done = CompletedImage(**facts, usage=_usage(wish), steps_used=wish.steps)
+                    done = _completed(wish, own, *part, size=size, created=created)
                     yield event(done.type, done.model_dump_json())
+
+
+def _completed(
+    wish: Wish, own: GenerateRequest, pictures: list[Picture], timings: Timings, *, size: str, created: int
+) -> CompletedImage:
+    account = account_of(wish, pictures, timings)
+    return CompletedImage(
+        **account.model_dump(),
+        **_facts(account.steps_used, own, size),
+        b64_json=encoded(pictures[0].data),
+        seed=pictures[0].seed,
+        created_at=created,
+        usage=usage(wish, pictures),
+    )
 
 
 def partial_hops(hops: int, wanted: int) -> set[int]:
@@ -152,13 +174,15 @@ def _error_event(request: Request) -> Callable[[Exception], bytes]:
     return lambda error: event("error", error_answer(problem_of(request, error)).model_dump_json(ensure_ascii=True))
 
 
-def _facts(wish: Wish, own: GenerateRequest, size: str) -> dict[str, Any]:
+def _facts(used: int, own: GenerateRequest, size: str) -> dict[str, Any]:
     words = {steps: word for word, steps in QUALITY_STEPS.items()}
-    return {"output_format": own.output_format, "quality": words.get(wish.steps, "auto"), "size": size}
+    return {"output_format": own.output_format, "quality": words.get(used, "auto"), "size": size}
 
 
-def _usage(wish: Wish) -> Usage:
-    evaluations = sum(sample.evaluations for sample in wish.samples)
+def usage(wish: Wish, pictures: list[Picture]) -> Usage:
+    """Return what the images took; those that ended sooner than their plan, what they took until then."""
+    plans = (picture.plan or sample.plan for picture, sample in zip(pictures, wish.samples, strict=True))
+    evaluations = sum(plan.steps for plan in plans)
     details = TokenDetails(image_tokens=evaluations)
     return Usage(output_tokens=evaluations, output_tokens_details=details, total_tokens=evaluations)
 

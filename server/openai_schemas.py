@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from server.images import Format
-from server.schemas import MAX_SEED, Steps
+from server.schemas import MAX_SEED, Account, Steps
 
 QUALITY_STEPS = {"low": 1, "medium": 2, "high": 4, "xhigh": 8, "max": 16}
 """What OpenAI's word for quality means on the dial."""
@@ -31,7 +31,8 @@ class ImagesRequest(BaseModel):
     size: Annotated[StrictStr | None, Field(max_length=20)] = None
     """"auto" or the one size that the model draws, such as "32x32"."""
     quality: Quality | None = None
-    """low, medium, high, xhigh, max: 1, 2, 4, 8, 16 steps; auto (the default): the model's default position."""
+    """low, medium, high, xhigh, max: 1, 2, 4, 8, 16 steps; auto (the default): steps "auto", the server's choice, or
+    the model's default position where it was not measured."""
     response_format: Literal["b64_json"] | None = None
     """Images come as b64_json; they are not stored, so there are no URLs."""
     output_format: Format | None = None
@@ -53,14 +54,22 @@ class ImagesRequest(BaseModel):
     """Ours: dial position, instead of quality."""
     seed: Annotated[int | None, Field(strict=True, ge=0, le=MAX_SEED)] = None
     """Ours: equal seeds give equal images. Default: drawn, and returned beside the image."""
-    label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
-    """Ours: class to draw, instead of the prompt."""
     guidance: float | None = None
     """Ours: weight of classifier-free guidance, at the teacher's positions."""
     deadline_ms: float | None = None
     """Ours: as in POST /generate."""
     determinism: Literal["exact", "fast"] | None = None
     """Ours: as in POST /generate."""
+    min_steps: Steps | None = None
+    """Ours: as in POST /generate."""
+    max_steps: Steps | None = None
+    """Ours: as in POST /generate."""
+    plan: Literal["dedicated", "searched", "auto"] | None = None
+    """Ours: as in POST /generate."""
+    allow_degrade: StrictBool | None = None
+    """Ours: as in POST /generate."""
+    label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
+    """Ours: class to draw, instead of the prompt."""
 
 
 class OpenAIImage(BaseModel):
@@ -99,15 +108,13 @@ class Answer(BaseModel):
     size: str
 
 
-class ImagesResponse(Answer):
-    """OpenAI's answer."""
+class ImagesResponse(Account, Answer):
+    """OpenAI's answer, with ours of what was drawn of what was asked for."""
 
     created: int
     """Seconds since 1970, UTC."""
     data: list[OpenAIImage]
     usage: Usage
-    steps_used: int
-    """Ours: the dial position."""
 
 
 class PartialImage(Answer):
@@ -119,8 +126,8 @@ class PartialImage(Answer):
     partial_image_index: int
 
 
-class CompletedImage(Answer):
-    """The image at the end of a stream."""
+class CompletedImage(Account, Answer):
+    """The image at the end of a stream, with ours of what was drawn of what was asked for."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: str
@@ -128,8 +135,6 @@ class CompletedImage(Answer):
     usage: Usage
     seed: int
     """Ours: the seed that it was drawn with."""
-    steps_used: int
-    """Ours: the dial position."""
 
 
 class OpenAIModel(BaseModel):

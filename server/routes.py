@@ -10,8 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from diffusion.family import Family
 from diffusion.frontier import Frontier
 from server.accept import RAW_TYPES, wanted_answer
-from server.contract import problems
-from server.dial import Dial, Wish
+from server.account import ACCOUNT_HEADERS, account_headers, account_of
+from server.contract import described, problems
+from server.dial import Dial
 from server.etags import entity_tag, tag_headers, unchanged
 from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
@@ -49,10 +50,12 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
             if same := unchanged(request, tag):
                 return same
             pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
+        account = account_of(wish, pictures, timings)
+        headers = account_headers(account) | tag_headers(tag)
         if raw:
-            return _raw_response(wish, pictures[0], raw, timings, tag_headers(tag))
-        response.headers.update(tag_headers(tag))
-        return json_answer(wish, pictures, timings)
+            return _raw_response(pictures[0], raw, timings, headers)
+        response.headers.update(headers)
+        return json_answer(wish.model, account, pictures, timings)
 
     return router
 
@@ -83,6 +86,8 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
             raise DeviceLost("the device loop has ended")
         if scheduler.state == "starting":
             raise NotReady("the networks are being loaded, warmed up and checked")
+        if scheduler.state == "draining":
+            raise NotReady("the server is about to end and takes no new work")
         return Status(status="ready")
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
@@ -109,38 +114,30 @@ def _raw_format(body: GenerateRequest, accepted: Format | None) -> Format | None
     return raw
 
 
-def _raw_response(
-    wish: Wish, picture: Picture, output_format: Format, timings: Timings, headers: dict[str, str]
-) -> Response:
+def _raw_response(picture: Picture, output_format: Format, timings: Timings, headers: dict[str, str]) -> Response:
     stages = (
         f"{stage};dur={getattr(timings, f'{stage}_seconds') * 1000:.3f}"
         for stage in ("queue", "device", "encode", "total")
     )
     facts = {
-        "X-Steps-Used": str(wish.steps),
         "X-Seed": str(picture.seed),
-        "X-Student": wish.student,
         "Server-Timing": ", ".join(stages),
     }
     return Response(picture.data, headers=facts | headers, media_type=f"image/{output_format}")
 
 
 RAW_HEADERS = {
-    "X-Steps-Used": "Network evaluations the image took",
-    "X-Seed": "The seed",
-    "X-Student": "The networks that drew",
-    "Server-Timing": "queue, device, encode and total, in milliseconds",
+    **ACCOUNT_HEADERS,
+    "X-Seed": "The seed, with raw bytes",
+    "Server-Timing": "queue, device, encode and total, in milliseconds, with raw bytes",
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images; raw bytes of one, or events, where Accept, response_format or stream ask for them",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES}
         | {"text/event-stream": {"schema": {"type": "string"}}},
-        "headers": {
-            name: {"description": text, "schema": {"type": "string"}}
-            for name, text in (RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}).items()
-        },
+        "headers": described(RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}),
     },
     304: {"description": "If-None-Match names the answer; nothing was drawn"},
-    **problems(400, 404, 413, 415, 422, 500, 503, 504),
+    **problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }

@@ -10,13 +10,14 @@ from typing import get_args
 from fastapi import Request
 
 from server.accept import wanted_answer
+from server.account import account_of
 from server.dial import Dial, Wish
 from server.errors import problem_of
 from server.events import Events, event
 from server.failures import FieldRefused
 from server.images import Format
 from server.outcomes import counted
-from server.schemas import GenerateRequest, GenerateResponse, ImageData, PreviewData, Timings
+from server.schemas import Account, GenerateRequest, GenerateResponse, ImageData, PreviewData, Timings
 from server.studio import Picture, Preview, Studio
 
 
@@ -33,7 +34,7 @@ async def generate_events(request: Request, body: GenerateRequest, dial: Dial, s
                 if isinstance(part, Preview):
                     yield event("preview", _preview(wish, part).model_dump_json())
                     continue
-                answer = json_answer(wish, *part)
+                answer = json_answer(wish.model, account_of(wish, *part), *part)
                 for image in answer.data:
                     yield event("image", image.model_dump_json())
                 yield event("done", answer.model_dump_json(exclude={"data"}))
@@ -46,17 +47,14 @@ def error_event(request: Request) -> Callable[[Exception], bytes]:
     )
 
 
-def json_answer(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
+def json_answer(model: str, account: Account, pictures: list[Picture], timings: Timings) -> GenerateResponse:
     """Return the images and how they were made."""
     data = [ImageData(b64_json=encoded(p.data), seed=p.seed, index=p.index) for p in pictures]
     return GenerateResponse(
         id=f"img_{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=wish.model,
-        student=wish.student,
-        steps_requested=wish.steps,
-        steps_used=wish.steps,
-        degraded=False,
+        model=model,
+        **account.model_dump(),
         data=data,
         timings=timings,
     )
@@ -68,5 +66,5 @@ def encoded(data: bytes) -> str:
 
 
 def _preview(wish: Wish, preview: Preview) -> PreviewData:
-    hops = wish.samples[preview.index].evaluations
+    hops = len(wish.samples[preview.index].plan.hops)
     return PreviewData(b64_json=encoded(preview.data), index=preview.index, hop=preview.hop, hops=hops)

@@ -4,13 +4,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from time import perf_counter
 
 import numpy as np
 
-from server import metrics
+from diffusion.plans import Plan
+from server import metrics, tickets
 from server.dial import Wish
-from server.failures import TimedOut
+from server.failures import DeadlinePassed, TimedOut
 from server.images import EncodePool, Format
 from server.scheduler import Drawn, Scheduler
 from server.schemas import Timings
@@ -23,6 +25,8 @@ class Picture:
     data: bytes
     seed: int
     index: int
+    plan: Plan | None = None
+    """The plan that drew it, where that is a shorter one than the wish's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Preview:
     index: int
     """Which of the wish's images."""
     hop: int
-    """Hops taken, 1 .. hops - 1."""
+    """Hops taken, 1 .. hops - 1; a hop of two evaluations is one."""
 
 
 UNSENT_PREVIEWS = 64
@@ -49,25 +53,27 @@ class Studio:
         self._timeout_seconds = timeout_seconds
 
     async def make(
-        self, wish: Wish, output_format: Format, *, preview: Callable[[int, int, np.ndarray], None] | None = None
+        self, wish: Wish, output_format: Format, *, preview: tickets.Preview | None = None
     ) -> tuple[list[Picture], Timings]:
         """Return the wish's images, in the order of their indices. Cancel this to drop the work.
 
         preview is called as in Scheduler.draw.
-        Raises TimedOut by its own clock, and whatever Scheduler.draw raises.
+        Raises TimedOut and DeadlinePassed by its own clock, and whatever Scheduler.draw raises.
         """
-        began = perf_counter()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                drawn = await self._scheduler.draw(wish.samples, preview=preview)
+                drawn = await self._draw(wish, preview)
                 encoding = perf_counter()
                 files = await asyncio.gather(*(self._encoders.encode(image.pixels, output_format) for image in drawn))
         except TimeoutError:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
         done = perf_counter()
-        timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - began)
-        _record(wish, timings)
-        pictures = [Picture(file, sample.seed, sample.index) for file, sample in zip(files, wish.samples, strict=True)]
+        timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
+        _record(wish, timings, shortened=any(image.shortened for image in drawn))
+        pictures = [
+            Picture(file, sample.seed, sample.index, image.plan if image.shortened else None)
+            for file, sample, image in zip(files, wish.samples, drawn, strict=True)
+        ]
         return pictures, timings
 
     async def show(
@@ -79,8 +85,10 @@ class Studio:
         """
         unsent: deque[tuple[int, int, np.ndarray]] = deque(maxlen=UNSENT_PREVIEWS)
         news = asyncio.Event()
+        hops_after = tuple(accumulate(not corrects for _, corrects in wish.samples[0].plan.evaluations))
 
-        def preview(index: int, hop: int, pixels: np.ndarray) -> None:
+        def preview(index: int, evaluations: int, pixels: np.ndarray) -> None:
+            hop = hops_after[evaluations - 1]
             if shown(hop):
                 unsent.append((index, hop, pixels))
                 news.set()
@@ -100,6 +108,18 @@ class Studio:
             making.cancel()
             await asyncio.gather(making, return_exceptions=True)
 
+    async def _draw(self, wish: Wish, preview: tickets.Preview | None) -> list[Drawn]:
+        """Draw by the wish's deadline or not at all; what was drawn in time is worth encoding even if that is late."""
+        if wish.deadline is None:
+            return await self._scheduler.draw(wish.samples, preview=preview)
+        try:
+            async with asyncio.timeout(wish.deadline - perf_counter()):
+                deadline = wish.deadline - wish.encode_seconds
+                return await self._scheduler.draw(wish.samples, deadline=deadline, preview=preview)
+        except TimeoutError:
+            metrics.DEADLINES.labels(str(wish.steps), "missed").inc()
+            raise DeadlinePassed("the deadline passed before the images were drawn; their work was dropped") from None
+
 
 def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float) -> Timings:
     last = max(drawn, key=lambda image: image.queue_seconds + image.device_seconds)
@@ -111,9 +131,14 @@ def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float)
     )
 
 
-def _record(wish: Wish, timings: Timings) -> None:
+def _record(wish: Wish, timings: Timings, *, shortened: bool) -> None:
     steps = str(wish.steps)
     metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
     metrics.IMAGES.labels(steps).inc(len(wish.samples))
+    if wish.deadline_seconds is not None:
+        result = "met" if timings.total_seconds <= wish.deadline_seconds else "missed"
+        metrics.DEADLINES.labels(steps, result).inc()
+    if reason := wish.degraded(shortened=shortened):
+        metrics.DEGRADED.labels(reason).inc()
     for stage in ("queue", "device", "encode"):
         metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.family import TEACHER_STEPS, open_family
-from training.report import dial_table
+from training.report import TABLES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,9 +18,10 @@ FAMILIES = sorted(path.parent for path in (ROOT / "families").glob("*/family.jso
 @pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
 def test_the_tables_of_bundled_families_are_what_their_frontiers_say(folder: Path) -> None:
     family = open_family(folder)
-    marked = re.compile(rf"<!-- dial {family.name} -->\n(.*?)<!-- end -->", re.DOTALL)
-    tables = [found[1] for document in DOCUMENTS for found in marked.finditer(document.read_text())]
-    assert tables == [dial_table(family)]
+    for kind, table in TABLES.items():
+        marked = re.compile(rf"<!-- {kind} {family.name} -->\n(.*?)<!-- end -->", re.DOTALL)
+        tables = [found[1] for document in DOCUMENTS for found in marked.finditer(document.read_text())]
+        assert tables in ([table(family)], [] if kind != "dial" else None), kind
 
 
 @pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
@@ -47,7 +48,8 @@ def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
     lines = re.findall(
-        r"stepdial (serve|train|distill|evaluate|sample|report|families|openapi)((?: +[^`\n|]+)?)", document.read_text()
+        r"stepdial (serve|train|distill|evaluate|sample|curve|report|families|openapi)((?: +[^`\n|]+)?)",
+        document.read_text(),
     )
     for command in {command for command, _ in lines}:
         shown = subprocess.run(

@@ -1,4 +1,4 @@
-"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `report`, `families`.
+"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `curve`, `report`, `families`.
 
 A command is a settings class whose fields are its flags and whose attribute docstrings are its help.
 """
@@ -17,13 +17,19 @@ from diffusion.frontier import Source
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan
 from training import provenance
+from training.confirmation import search_dial
+from training.curve import draw_curve
 from training.datasets import DataError, DataSet, open_data
-from training.evaluate import SOURCES, Evaluation, evaluate, time_again, ways
+from training.evaluate import SOURCES, evaluate, time_again, ways
 from training.members import add_member, draw, new_manifest, progress_grid, training_record
 from training.report import write_report
+from training.rescues import measure_rescues
+from training.samplers import measure_samplers, read_samplers
+from training.scores import Scorer
 from training.student import StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
 from training.trainer import Run, TrainingError, fit
+from training.yardstick import Evaluation, Yardstick
 
 W = TypeVar("W", bound=str)
 FAILURES = (FamilyError, DataError, TrainingError)
@@ -201,19 +207,31 @@ class Evaluate(Command):
     """Time positions that are in the frontier already again, and leave their quality as it was measured."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Network arithmetic of the quality runs: fp32, as it is served, or bf16. Speed is always measured in fp32."""
+    search: bool = False
+    """Instead of measuring positions: search the best plan of each number of evaluations, composed of all students, and
+    write it into the frontier once it is confirmed on the seeds of the evaluation."""
+    search_samples: int = Field(default=1000, ge=80)
+    """Images of each plan in the search."""
+    search_limit: int = Field(default=16, ge=1, le=64)
+    """Most evaluations of a plan, for --search and --rescues."""
+    search_evaluations: int = Field(default=3000, ge=1)
+    """Network evaluations of each image that the search may take; the beam is as wide as they allow, at least 1."""
+    search_finalists: int = Field(default=3, ge=1)
+    """Plans of each number of evaluations that are confirmed, beside the students' own."""
+    rescues: bool = False
+    """Instead, or then: measure what images give that leave a measured position early and end on a coarser student."""
+    samplers: bool = False
+    """Instead, or then: measure the teacher under every sampling rule, guided and unguided."""
+    results: Path = Path("benchmarks/dial")
+    """Folder for the result files of --search and --samplers."""
+    runs: Path = Path("runs")
+    """Where finished parts are kept until the command has ended; the same command goes on from there."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
 
     def cli_cmd(self) -> None:
         """Measure."""
         family = open_family(self.family)
-        positions = integers(self.positions, "positions")
-        unknown = [steps for steps in positions if steps not in family.positions]
-        if unknown:
-            raise SystemExit(
-                f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
-            )
-        sources = words(self.sources, SOURCES, "sources")
         evaluation = Evaluation(
             samples=self.samples,
             seeds=tuple(range(2001, 2001 + self.seeds)),
@@ -221,7 +239,43 @@ class Evaluate(Command):
             device=choose_device(self.device),
             command=provenance.command(),
             commit=provenance.commit(),
+            folder=self.runs / family.name / "scores",
         )
+        if self.search or self.rescues or self.samplers:
+            self._beyond(family, evaluation)
+        else:
+            self._positions(family, evaluation)
+
+    def _beyond(self, family: Family, evaluation: Evaluation) -> None:
+        """Search, rescues, samplers: what goes beyond the family's own positions."""
+        yardstick = Yardstick(family, data_of(family, self.data), evaluation.device)
+        scorer = Scorer(family, yardstick, evaluation)
+        if self.search:
+            search_dial(
+                scorer,
+                self.results / f"search-{family.name}.json",
+                limit=self.search_limit,
+                samples=self.search_samples,
+                evaluations=self.search_evaluations,
+                finalists=self.search_finalists,
+            )
+        if self.rescues:
+            scorer.family = open_family(self.family)  # with what the search has written
+            measure_rescues(scorer, self.search_limit)
+        if self.samplers:
+            floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
+            measure_samplers(scorer, floor, self.results / f"samplers-{family.name}.json")
+        scorer.forget()
+
+    def _positions(self, family: Family, evaluation: Evaluation) -> None:
+        """The positions asked for: quality and speed, or speed alone."""
+        positions = integers(self.positions, "positions")
+        unknown = [steps for steps in positions if steps not in family.positions]
+        if unknown:
+            raise SystemExit(
+                f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
+            )
+        sources = words(self.sources, SOURCES, "sources")
         if not self.only_speed:
             evaluate(family, data_of(family, self.data), positions, evaluation, sources=sources)
             return
@@ -270,7 +324,9 @@ class Sample(Command):
                     f"steps {steps} is not offered; family {family.name!r} has {', '.join(map(str, family.positions))}"
                 )
         plans = [self._plan(family, steps) for steps in positions]
-        condition = torch.tensor(self._conditions(family), dtype=torch.int64).reshape(self.count, -1)
+        asked = self._conditions(family)
+        said = [family.manifest.conditioning.describe(values) for values in asked]
+        condition = torch.tensor(asked, dtype=torch.int64).reshape(self.count, -1)
         seeds, indices = [self.seed] * self.count, list(range(self.count))
         device = choose_device(self.device)
         try:
@@ -282,8 +338,8 @@ class Sample(Command):
             raise SystemExit(str(error)) from None
         several = len(positions) > 1
         columns = self.columns or (self.count if several else max(1, round(self.count**0.5)))
-        captions = [f"{steps}" for steps in positions] if several and columns == self.count else []
-        save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=captions), self.out)
+        rows, feet = ([], []) if not several or columns != self.count else ([f"{n}" for n in positions], said)
+        save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=rows, feet=feet), self.out)
         print(f"wrote {self.out}")
 
     def _plan(self, family: Family, steps: int) -> Plan:
@@ -308,8 +364,31 @@ class Sample(Command):
         return [wishes[index % len(wishes)] for index in range(self.count)] if wishes else []
 
 
+class Curve(Command):
+    """Draw quality against network evaluations: students, searched plans and the teacher's samplers in one picture."""
+
+    family: Path
+    """Folder of the family."""
+    samplers: Path | None = None
+    """Result file of stepdial evaluate --samplers; by default benchmarks/dial/samplers-NAME.json, if there is one."""
+    out: Path = Path("docs/curve.png")
+    """PNG file to write."""
+
+    def cli_cmd(self) -> None:
+        """Draw."""
+        family = open_family(self.family)
+        found = self.samplers or Path(f"benchmarks/dial/samplers-{family.name}.json")
+        if self.samplers and not found.exists():
+            raise SystemExit(f"--samplers {found} does not exist; stepdial evaluate --samplers writes it")
+        draw_curve(family, read_samplers(found) if found.exists() else None, self.out)
+        print(f"wrote {self.out}")
+
+
 class Report(Command):
-    """Write a family's frontier as a table into a Markdown file, between <!-- dial NAME --> and <!-- end -->."""
+    """Write what was measured of a family as tables into a Markdown file, each between <!-- KIND NAME --> and <!-- end -->.
+
+    KIND is dial (every position), searched (each number of evaluations) or rescues (what ending early gives).
+    """
 
     family: Path
     """Folder of the family."""
@@ -320,7 +399,7 @@ class Report(Command):
         """Write the table."""
         family = open_family(self.family)
         write_report(family, self.file)
-        print(f"wrote the table of {family.name} into {self.file}")
+        print(f"wrote what was measured of {family.name} into {self.file}")
 
 
 class Families(Command):

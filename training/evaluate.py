@@ -2,104 +2,27 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.family import FRONTIER, Family, FamilyError, open_family, write_json
 from diffusion.frontier import Frontier, Measure, Position, Provenance, Source
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
 from training import provenance
-from training.datasets import DataSet, FiniteSet, Shapes, pixels_to_latents
-from training.features import Judge, describe_judge, family_judge, frechet_distance
+from training.datasets import DataSet
 from training.members import locked
+from training.scores import Quality, Scorer
 from training.teacher import in_precision
+from training.yardstick import Evaluation, Yardstick
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 """Every way of drawing a position, in the order of the frontier's rows."""
-REFERENCE_IMAGES = 10_000
-BATCH = 64
 TIMED_BATCH = 16
-_REAL_SEED = 101
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How to measure: shared by every position of one call."""
-
-    samples: int
-    """Images per run behind a quality number."""
-    seeds: tuple[int, ...]
-    """One run each."""
-    precision: str
-    """Network arithmetic of the quality runs, "bf16" or "fp32"."""
-    device: torch.device
-    command: str
-    """The command line, for the record."""
-    commit: str
-    """The code that runs, as git named it when the command began."""
-
-
-class Yardstick:
-    """The judge, the real images' features, and how far as many real images are from them."""
-
-    def __init__(self, family: Family, data: DataSet):
-        self.data = data
-        self.judge: Judge = family_judge(family.folder, data)
-        self.description = describe_judge(family.folder, self.judge, data)
-        count = len(data) if isinstance(data, FiniteSet) else REFERENCE_IMAGES
-        self.features = self._features_of_real(0, count)
-        self.reference = f"{count} real images of {data.name}"
-
-    def distance(self, images: Tensor) -> float:
-        """Return the Frechet distance of images uint8 (N, H, W, C) to the real ones."""
-        return frechet_distance(self._features(pixels_to_latents(images.numpy())), self.features)
-
-    def agreement(self, images: Tensor, condition: Tensor) -> float:
-        """Return the fraction of images uint8 (N, H, W, C) in which everything asked for, condition (N, slots), is seen."""
-        x = pixels_to_latents(images.numpy())
-        return float(
-            torch.cat([self.judge.agrees(a, b) for a, b in zip(x.split(256), condition.split(256), strict=True)])
-            .float()
-            .mean()
-        )
-
-    def floor(self, samples: int, runs: int) -> Measure:
-        """Return the distance of `samples` real images to real images.
-
-        Of an endless set, fresh images to the reference.  A finite set is its own reference, so there are no others:
-        there `samples` random images to as many others of the set, half of it each at most.
-        """
-        distances = []
-        for run in range(runs):
-            if isinstance(self.data, FiniteSet):
-                order = np.random.default_rng(run).permutation(len(self.features))
-                half = min(samples, len(order) // 2)
-                distances.append(frechet_distance(self.features[order[:half]], self.features[order[half : 2 * half]]))
-            else:
-                start = REFERENCE_IMAGES + run * samples
-                distances.append(frechet_distance(self._features_of_real(start, samples), self.features))
-        return measure(distances)
-
-    def _features_of_real(self, start: int, count: int) -> np.ndarray:
-        parts = [
-            self.data.batch(at, min(256, start + count - at), seed=_REAL_SEED)[0]
-            for at in range(start, start + count, 256)
-        ]
-        return self._features(torch.cat(parts))
-
-    def _features(self, x: Tensor) -> np.ndarray:
-        return torch.cat([self.judge.features(part) for part in x.split(256)]).numpy()
-
-
-def measure(values: list[float]) -> Measure:
-    """Return mean and standard deviation (of the runs, N - 1; 0 for one run)."""
-    return Measure(mean=float(np.mean(values)), spread=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
 
 
 def ways(family: Family, positions: list[int], sources: Collection[Source] = SOURCES) -> list[Plan]:
@@ -124,12 +47,15 @@ def evaluate(
     plans = ways(family, positions, sources)
     if not plans:
         raise FamilyError(f"positions {positions} are drawn in none of these ways: {', '.join(sources)}")
-    yardstick = Yardstick(family, data)
+    yardstick = Yardstick(family, data, evaluation.device)
+    scorer = Scorer(family, yardstick, evaluation)
     floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
     for plan in plans:
-        position = measure_position(family, yardstick, plan, floor, evaluation)
+        quality = scorer.quality([plan], label=f"{plan.steps} steps, {family.source(plan)}")[0]
+        position = position_of(family, plan, quality, floor, evaluation)
         print(summary(position))
         frontier = keep(family, position, reference=yardstick.reference, judge=yardstick.description)
+    scorer.forget()
     return frontier
 
 
@@ -146,41 +72,41 @@ def time_again(
     return frontier
 
 
-def keep(family: Family, position: Position, *, reference: str, judge: str) -> Frontier:
-    """Write a position into the family's frontier file, beside those taken with the same judge and reference."""
+def keep(
+    family: Family,
+    *positions: Position,
+    reference: str,
+    judge: str,
+    without: Callable[[Position], bool] = lambda row: False,
+) -> Frontier:
+    """Write positions into the family's frontier file, beside those taken with the same judge and reference.
+
+    without: of those, which to remove.
+    """
+    fresh = {position.plan: position for position in positions}
     with locked(family.folder):
-        old = open_family(family.folder).frontier
-        compares = old and (old.judge, old.reference) == (judge, reference)
-        kept = {other.plan: other for other in old.positions} if old and compares else {}
-        rows = (kept | {position.plan: position}).values()
-        positions = tuple(sorted(rows, key=lambda row: (row.steps, SOURCES.index(row.source))))
+        old = comparable(family, reference=reference, judge=judge)
+        kept = {row.plan: row for row in old.positions if not without(row)} if old else {}
+        rows = sorted((kept | fresh).values(), key=lambda row: (row.steps, SOURCES.index(row.source)))
         frontier = Frontier(
             family=family.name,
             reference=reference,
             judge=judge,
-            positions=positions,
-            rescues=old.rescues if old and compares else (),
+            positions=tuple(rows),
+            rescues=old.rescues if old else (),
         )
         write_json(family.folder, FRONTIER, frontier)
         return frontier
 
 
-def measure_position(
-    family: Family, yardstick: Yardstick, plan: Plan, floor: Measure, evaluation: Evaluation
-) -> Position:
-    """Measure quality of a plan over the evaluation's seeds, then latency and throughput."""
-    draw = sampler(family, plan, evaluation)
-    data = yardstick.data
-    distances, right, right_held_out = [], [], []
-    for seed in evaluation.seeds:
-        _, condition = data.batch(0, evaluation.samples, seed=seed)
-        images = draw_many(draw, condition, seed, label=f"{plan.steps} steps, {family.source(plan)}, seed {seed}")
-        distances.append(yardstick.distance(images))
-        if data.conditioning.sizes:
-            right.append(yardstick.agreement(images, condition))
-        if isinstance(data, Shapes):
-            _, unseen = Shapes(data.resolution, held_out=True).batch(0, max(1, evaluation.samples // 4), seed=seed)
-            right_held_out.append(yardstick.agreement(draw_many(draw, unseen, seed + 1000, label="held out"), unseen))
+def comparable(family: Family, *, reference: str, judge: str) -> Frontier | None:
+    """Return the frontier as its file is now, if it was measured with this reference and judge."""
+    frontier = open_family(family.folder).frontier
+    return frontier if frontier and (frontier.reference, frontier.judge) == (reference, judge) else None
+
+
+def position_of(family: Family, plan: Plan, quality: Quality, floor: Measure, evaluation: Evaluation) -> Position:
+    """Return a plan's position of this quality, its speed measured now."""
     first = family.manifest.member(plan.members[0])
     return Position(
         steps=plan.steps,
@@ -189,11 +115,9 @@ def measure_position(
         guidance=family.guidance(plan) if first.role == "teacher" else first.guidance,
         samples=evaluation.samples,
         seeds=evaluation.seeds,
-        frechet=measure(distances),
         floor=floor,
-        agreement=measure(right) if right else None,
-        agreement_held_out=measure(right_held_out) if right_held_out else None,
-        measured=_provenance(evaluation),
+        measured=provenance_of(evaluation),
+        **quality._asdict(),
         **_speed(family, plan, evaluation),
     )
 
@@ -203,10 +127,11 @@ def _speed(family: Family, plan: Plan, evaluation: Evaluation) -> dict[str, Any]
     served = replace(evaluation, precision="fp32")
     condition = torch.ones(TIMED_BATCH, len(family.manifest.conditioning.sizes), dtype=torch.int64)
     latency, rate = time_it(sampler(family, plan, served), condition)
-    return {"latency_ms": latency, "images_per_second": rate, "batch": TIMED_BATCH, "timed": _provenance(served)}
+    return {"latency_ms": latency, "images_per_second": rate, "batch": TIMED_BATCH, "timed": provenance_of(served)}
 
 
-def _provenance(evaluation: Evaluation) -> Provenance:
+def provenance_of(evaluation: Evaluation) -> Provenance:
+    """Return how an evaluation measures, as of now."""
     return Provenance(
         command=evaluation.command,
         commit=evaluation.commit,
@@ -242,17 +167,6 @@ def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
         ).cpu()
 
     return draw
-
-
-def draw_many(draw: Draw, condition: Tensor, seed: int, *, label: str) -> Tensor:
-    """Draw one image per row of `condition`, image i being index i of `seed`; uint8 (N, H, W, C)."""
-    parts = []
-    with tqdm(total=len(condition), desc=label, unit="img", mininterval=1, leave=False) as bar:
-        for start in range(0, len(condition), BATCH):
-            part = condition[start : start + BATCH]
-            parts.append(draw(part, [seed] * len(part), list(range(start, start + len(part)))))
-            bar.update(len(part))
-    return torch.cat(parts)
 
 
 def time_it(draw: Draw, condition: Tensor, *, repeats: int = 15) -> tuple[Measure, float]:

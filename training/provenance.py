@@ -1,5 +1,6 @@
 """Where a number or a network comes from: command, commit, device, versions."""
 
+import hashlib
 import importlib.metadata
 import platform
 import shlex
@@ -26,6 +27,19 @@ def commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def code(*sources: str) -> str:
+    """Return a hash of the code that draws images, and of further files or folders below this project's, in hexadecimal.
+
+    What was computed by other code is not gone on with.
+    """
+    files = [
+        file
+        for source in ("kernels", "diffusion", *sources)
+        for file in ([HERE / source] if source.endswith(".py") else sorted((HERE / source).rglob("*.py")))
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _git(*arguments: str) -> str:

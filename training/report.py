@@ -1,11 +1,13 @@
-"""`stepdial report`: the frontier as a table in a Markdown file, so that no number is ever typed."""
+"""`stepdial report`: the frontier as tables in a Markdown file, so that no number is ever typed."""
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from diffusion.family import Family
-from diffusion.frontier import Frontier, Measure, Position
+from diffusion.frontier import Frontier, Measure, Position, Rescue, Source
+from training.composition import students_of, words
 from training.datasets import DataError
 
 
@@ -60,30 +62,104 @@ def _ruler(frontier: Frontier) -> str:
 
 def _how(frontier: Frontier) -> list[str]:
     """Say how the positions were measured: a sentence for each command, quality first, then speed."""
-    quality, speed = defaultdict(list), defaultdict(list)
+    speed = defaultdict(list)
     for position in frontier.positions:
-        how, timed = position.measured, position.timed
-        about = f"{position.samples} images in {len(position.seeds)} run(s), networks in {how.precision}"
-        quality[f"{about}: `{how.command}`"].append(position.steps)
+        timed = position.timed
         about = f"{timed.precision}, images/s {position.batch} at a time, on {timed.device}"
         speed[f"{about}: `{timed.command}`"].append(position.steps)
-    return [f"Steps {_list(steps)}: {what}." for what, steps in quality.items()] + [
-        f"Speed of steps {_list(steps)}: {what}." for what, steps in speed.items()
-    ]
+    timing = [f"Speed of steps {_list(steps)}: {what}." for what, steps in speed.items()]
+    return _quality(frontier.positions) + timing
+
+
+def _quality(rows: Iterable[Position | Rescue]) -> list[str]:
+    """Say how quality was measured: a sentence for each command."""
+    quality = defaultdict(list)
+    for row in rows:
+        about = f"{row.samples} images in {len(row.seeds)} run(s), networks in {row.measured.precision}"
+        quality[f"{about}: `{row.measured.command}`"].append(row.steps)
+    return [f"Steps {_list(steps)}: {what}." for what, steps in quality.items()]
 
 
 def _list(steps: list[int]) -> str:
     return ", ".join(map(str, dict.fromkeys(steps)))
 
 
-def write_report(family: Family, file: Path) -> None:
-    """Replace what stands between the file's markers `<!-- dial NAME -->` and `<!-- end -->` by the table.
+def searched_table(family: Family) -> str:
+    """Return the best plan of each number of evaluations beside the students' own, as a Markdown table."""
+    frontier, students = family.frontier, students_of(family.manifest)
+    if frontier is None or not any(position.source == "searched" for position in frontier.positions):
+        return "Not searched yet.\n"
+    rows = [
+        "| evaluations | best plan | Fréchet distance | its student's own | the whole-dial student's own | obeyed | held-out |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    shown = []
+    for steps in family.positions:
+        choices = [choice for choice in family.choices(steps) if choice.source != "teacher"]
+        if choices:
+            own = {choice.source: _number(choice.frechet, len(choice.seeds)) for choice in choices}
+            shown.append(choices[0])
+            rows.append(_best_row(choices[0], words(choices[0].plan, students), own))
+    return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *_quality(shown)]) + "\n"
 
-    Raises DataError if the markers are missing or the family has not been measured.
+
+def _best_row(best: Position, plan: str, own: dict[Source, str]) -> str:
+    runs = len(best.seeds)
+    cells = (
+        str(best.steps),
+        plan,
+        _number(best.frechet, runs),
+        own.get("student", ""),
+        own.get("whole", ""),
+        _number(best.agreement, runs, percent=True),
+        _number(best.agreement_held_out, runs, percent=True),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def rescues_table(family: Family) -> str:
+    """Return what leaving each student's own position early gives, as a Markdown table."""
+    frontier, students = family.frontier, students_of(family.manifest)
+    if frontier is None or not frontier.rescues:
+        return "Not measured yet.\n"
+    rows = [
+        "| steps | leaves after | ends with | evaluations | Fréchet distance | of the whole plan | obeyed |",
+        "|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    shown = []
+    for rescue in frontier.rescues:
+        position = family.measured(family.positions[rescue.steps])
+        pairs = enumerate(zip(rescue.plan.hops, position.plan.hops, strict=False)) if position else ()
+        taken = next((at for at, (ours, theirs) in pairs if ours != theirs), 0)
+        if not position or position.source == "searched" or not taken:
+            continue
+        shown.append(rescue)
+        cells = (
+            str(rescue.steps),
+            str(taken),
+            words(rescue.plan, students).split(", then ", 1)[-1],
+            str(rescue.plan.steps),
+            _number(rescue.frechet, len(rescue.seeds)),
+            _number(position.frechet, len(position.seeds)),
+            _number(rescue.agreement, len(rescue.seeds), percent=True),
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    notes = ["Those of searched plans are in frontier.json."] if len(shown) < len(frontier.rescues) else []
+    return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *_quality(shown), *notes]) + "\n"
+
+
+TABLES = {"dial": dial_table, "searched": searched_table, "rescues": rescues_table}
+"""What may stand between markers `<!-- KIND NAME -->` and `<!-- end -->`, by kind."""
+
+
+def write_report(family: Family, file: Path) -> None:
+    """Replace what stands between the file's markers of this family, `<!-- KIND NAME -->` and `<!-- end -->`, by its tables.
+
+    Raises DataError if there are no markers, or the family has no frontier for its dial.
     """
     text = file.read_text()
-    pattern = re.compile(rf"(<!-- dial {re.escape(family.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    names = "|".join(TABLES)
+    pattern = re.compile(rf"(<!-- ({names}) {re.escape(family.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise DataError(f"{file.name} has no markers <!-- dial {family.name} --> and <!-- end -->")
-    table = dial_table(family)
-    file.write_text(pattern.sub(lambda found: found[1] + table + found[2], text))
+        raise DataError(f"{file.name} has no markers <!-- KIND {family.name} --> (KIND: {names}) and <!-- end -->")
+    file.write_text(pattern.sub(lambda found: found[1] + TABLES[found[2]](family) + found[3], text))

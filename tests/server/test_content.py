@@ -56,6 +56,8 @@ def test_what_people_read_does_not_change_the_key(family: Family, sample: Sample
     assert content_key(renamed, [sample], "png") == content_key(family, [sample], "png")
 
 
-def test_only_exact_samples_have_a_key(family: Family, sample: Sample) -> None:
+def test_only_exact_samples_that_end_by_their_own_plan_have_a_key(family: Family, sample: Sample) -> None:
+    with pytest.raises(ValueError, match="alternatives"):
+        content_key(family, [sample, replace(sample, index=1, alternatives=(family.positions[2],))], "png")
     with pytest.raises(ValueError, match="exact"):
         content_key(family, [replace(sample, exact=False)], "png")

@@ -2,7 +2,9 @@
 
 import pytest
 
+from diffusion.family import Family
 from tests.server.desk import WISH, Desk, value
+from tests.server.test_deadlines import searched
 
 
 def test_equal_wishes_have_equal_tags_and_the_bytes_that_go_with_them(desk: Desk) -> None:
@@ -38,6 +40,25 @@ def test_another_tag_or_another_wish_is_drawn(desk: Desk) -> None:
     assert desk.ask(WISH | {"n": 2}, **{"if-none-match": tag}).status_code == 200
     assert desk.ask(accept="image/png", **{"if-none-match": tag}).status_code == 200
     assert desk.ask(WISH | {"steps": 3}, **{"if-none-match": tag}).status_code == 422
+
+
+def test_a_choice_of_the_servers_has_the_tag_of_the_plan_that_it_chose(desk: Desk) -> None:
+    tags = {steps: desk.ask(WISH | {"steps": steps}).headers["etag"] for steps in (2, 4)}
+    for wish, steps in (({}, 4), ({"max_steps": 3}, 2), ({"max_steps": 4, "deadline_ms": 60_000}, 4)):
+        chosen = WISH | {"steps": "auto"} | wish
+        assert desk.ask(chosen).headers["etag"] == tags[steps]
+        waves = len(desk.device.waves)
+        assert desk.ask(chosen, **{"if-none-match": tags[steps]}).status_code == 304
+        assert desk.ask(chosen, **{"if-none-match": tags[6 - steps]}).status_code == 200
+        assert len(desk.device.waves) == waves + steps
+
+
+def test_an_image_that_may_end_sooner_has_no_tag(family: Family) -> None:
+    with Desk(searched(family)) as desk:
+        assert "etag" in desk.ask().headers
+        for wish in (WISH | {"allow_degrade": True}, WISH | {"steps": "auto"}):
+            answer = desk.ask(wish, **{"if-none-match": desk.ask().headers["etag"]})
+            assert answer.status_code == 200 and "etag" not in answer.headers
 
 
 def test_what_may_differ_next_time_has_no_tag(desk: Desk) -> None:

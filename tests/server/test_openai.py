@@ -3,6 +3,7 @@
 import base64
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from openai import OpenAI
 
 from diffusion.family import Family, open_family
-from server.openai import partial_hops
-from server.openai_schemas import QUALITY_STEPS
+from server.dial import Wish
+from server.openai import partial_hops, translated, usage
+from server.openai_schemas import QUALITY_STEPS, ImagesRequest
 from server.samples import Sample
+from server.studio import Picture
 from tests.server.crowd import picture_of
 from tests.server.desk import Desk, pixels, value
 from tests.server.processes import ServerProcess, serve_names, wait_until
+from tests.server.test_deadlines import SlowDesk
 from tests.server.test_stream import events_of
 from tests.server.tiny import LABELS, UNCONDITIONAL, write_tiny_family
 
@@ -44,11 +48,18 @@ def test_their_client_draws_what_generate_draws(client: OpenAI, real_server: Ser
     assert answer.data[0].seed == 7 and answer.created > 1.7e9
 
 
-def test_a_plain_request_is_drawn_at_the_default_position(client: OpenAI) -> None:
+def test_a_plain_request_is_drawn_as_the_server_chooses_and_says_so(client: OpenAI) -> None:
     answer = client.images.generate(model="tiny", prompt=PROMPT)
     assert answer.data and answer.data[0].b64_json
     assert pixels(base64.b64decode(answer.data[0].b64_json)).shape == (8, 8, 3)
-    assert answer.quality == "high" and answer.model_extra == {"steps_used": 4}
+    assert answer.quality == "high" and answer.model_extra == {
+        "student": "student-4",
+        "steps_requested": "auto",
+        "steps_used": 4,
+        "degraded": False,
+        "degrade_reason": None,
+        "deadline_met": None,
+    }
 
 
 def test_the_dials_own_fields_travel_in_the_extra_body(client: OpenAI, real_server: ServerProcess) -> None:
@@ -57,6 +68,20 @@ def test_the_dials_own_fields_travel_in_the_extra_body(client: OpenAI, real_serv
     own = real_server.ask(prompt=PROMPT, output_format="webp", **extra).json()
     assert answer.data and answer.data[0].b64_json == own["data"][0]["b64_json"]
     assert answer.quality == "auto" and answer.output_format == "webp"  # type: ignore[comparison-overlap]
+
+
+def test_deadlines_and_limits_travel_in_the_extra_body(client: OpenAI) -> None:
+    extra = {"deadline_ms": 60_000, "min_steps": 2, "max_steps": 3, "allow_degrade": False, "plan": "dedicated"}
+    raw = client.images.with_raw_response.generate(prompt=PROMPT, extra_body=extra)
+    told = raw.parse().model_extra
+    assert told and (told["student"], told["steps_used"], told["deadline_met"]) == ("student-2", 2, True)
+    assert (raw.headers["x-steps-used"], raw.headers["x-deadline-met"]) == ("2", "true")
+    *_, completed = client.images.generate(prompt=PROMPT, stream=True, extra_body=extra)
+    assert completed.model_extra and completed.model_extra | {"seed": 0} == told | {"seed": 0}
+    with pytest.raises(openai.RateLimitError, match="deadline_ms is 0; what is asked for would take") as late:
+        client.images.generate(prompt=PROMPT, extra_body={"deadline_ms": 0.001})
+    assert (late.value.code, late.value.type) == ("deadline_unattainable", "rate_limit_error")
+    assert late.value.response.headers["x-should-retry"] == "false"
 
 
 def test_a_stream_shows_partial_images_and_then_the_image(client: OpenAI, real_server: ServerProcess) -> None:
@@ -95,18 +120,22 @@ def test_the_models_can_be_listed_and_fetched(client: OpenAI) -> None:
 
 
 def test_their_client_comes_back_after_a_503_when_the_server_said_so(family: Family) -> None:
-    with serve_names(family.folder, ["--max-evaluations", "40"]) as names:
-        with pytest.raises(openai.InternalServerError) as full, client_of(names, max_retries=0) as impatient:
-            waiting = threading.Thread(target=names.ask, kwargs={"prompt": PROMPT, "steps": 32})
-            waiting.start()
-            wait_until(lambda: names.metric("stepdial_num_samples_running") > 0)
-            impatient.images.generate(prompt=PROMPT, n=10)
-        assert full.value.status_code == 503 and full.value.type == "server_error"
-        assert int(full.value.response.headers["retry-after"]) >= 1
-        with client_of(names) as patient:
-            raw = patient.images.with_raw_response.generate(prompt=PROMPT, n=10)
+    with (
+        serve_names(family.folder, ["--max-evaluations", "256"]) as names,
+        client_of(names, max_retries=0) as impatient,
+        client_of(names) as patient,
+    ):
+        filling: dict[str, Any] = {"prompt": PROMPT, "n": 2, "extra_body": {"steps": 128}}
+        waiting = threading.Thread(target=names.ask, kwargs={"prompt": PROMPT, "steps": 256})
+        waiting.start()
+        wait_until(lambda: names.metric("stepdial_num_samples_running") > 0)
+        with pytest.raises(openai.InternalServerError) as full:
+            impatient.images.generate(**filling)
+        raw = patient.images.with_raw_response.generate(**filling)
         waiting.join()
-        assert raw.retries_taken >= 1 and len(raw.parse().data or []) == 10
+    assert full.value.status_code == 503 and full.value.type == "server_error"
+    assert int(full.value.response.headers["retry-after"]) >= 1
+    assert raw.retries_taken >= 1 and len(raw.parse().data or []) == 2
 
 
 def test_a_stream_that_fails_midway_raises_in_their_client(family: Family) -> None:
@@ -151,7 +180,14 @@ def refused(answer: Any, status: int = 400) -> str | None:
         ({"partial_images": 2}, "partial_images"),
         ({"partial_images": 4, "stream": True}, "partial_images"),
         ({"output_compression": 101}, "output_compression"),
-        ({"guidance": 3.0}, "guidance"),
+        ({"quality": "high", "guidance": 3.0}, "guidance"),
+        ({"guidance": 3.0}, "quality"),
+        ({"quality": "high", "max_steps": 2}, "max_steps"),
+        ({"quality": "high", "steps": "auto"}, "quality"),
+        ({"min_steps": 4, "max_steps": 2}, "max_steps"),
+        ({"deadline_ms": 0}, "deadline_ms"),
+        ({"plan": "best"}, "plan"),
+        ({"allow_degrade": 1}, "allow_degrade"),
         ({"guidance": -1.0}, "guidance"),
         ({"seed": -1}, "seed"),
         ({"label": 1}, "label"),
@@ -175,6 +211,50 @@ def test_every_error_under_v1_has_their_shape_and_no_other_has(desk: Desk) -> No
     assert desk.client.get("/nowhere").headers["content-type"] == "application/problem+json"
 
 
+def test_a_deadline_that_passes_is_an_error_of_theirs_too(family: Family) -> None:
+    with SlowDesk(family, 0.001) as desk:
+        desk.device.gate.clear()
+        answer = ask(desk, prompt=PROMPT, quality="high", deadline_ms=80)
+        assert refused(answer, 504) is None
+        assert answer.json()["error"]["code"] == "deadline_passed"
+        assert value(desk, "stepdial_pending_evaluations") == 0
+
+
+def test_less_than_was_asked_for_is_told_and_counted_as_drawn(family: Family) -> None:
+    with SlowDesk(family, 1.0) as desk:
+        wish = {"prompt": PROMPT, "quality": "high", "n": 2, "deadline_ms": 3000, "allow_degrade": True}
+        told = ask(desk, **wish)
+        assert told.headers["x-degrade-reason"] == "deadline"
+        told = told.json()
+        assert (told["steps_requested"], told["steps_used"], told["quality"], told["degraded"]) == (
+            4,
+            2,
+            "medium",
+            True,
+        )
+        assert told["usage"]["output_tokens"] == 4
+        ((_, streamed),) = events_of(ask(desk, **wish | {"n": 1, "stream": True}).text)
+        assert (streamed["steps_used"], streamed["quality"], streamed["degrade_reason"]) == (2, "medium", "deadline")
+
+
+def test_an_image_that_ends_sooner_is_charged_for_what_it_took(family: Family) -> None:
+    sample = Sample(family.positions[4], (1, 1, 1), seed=7)
+    wish = Wish("tiny", (sample, replace(sample, index=1)), 4, "student-4", 7, 4, None, None, arrived=0.0)
+    assert usage(wish, [Picture(b"", 7, 0), Picture(b"", 7, 1, plan=family.positions[2])]).total_tokens == 6
+
+
+def test_quality_auto_is_the_servers_choice_or_the_default_where_nothing_was_measured(family: Family) -> None:
+    for measured, requested in ((True, "auto"), (False, 4)):
+        served = family if measured else Family(family.folder, family.manifest, None)
+        for quality in ("auto", None):
+            body = ImagesRequest(prompt=PROMPT, quality=quality)
+            assert translated(body, served).steps == (requested if measured else None)
+        with Desk(served) as desk:
+            assert ask(desk, prompt=PROMPT, quality="auto").json()["steps_requested"] == requested
+            assert ask(desk, prompt=PROMPT, quality="auto", steps=2).json()["steps_used"] == 2
+            assert refused(ask(desk, prompt=PROMPT, max_steps=3, min_steps=3)) == "quality"
+
+
 def test_harmless_fields_are_taken_and_null_means_the_default(desk: Desk) -> None:
     harmless = {"user": "u", "moderation": "low", "background": "auto", "output_compression": 50, "size": "auto"}
     assert ask(desk, prompt=PROMPT, **harmless, quality="auto", n=1).json()["steps_used"] == 4
@@ -190,13 +270,16 @@ def test_words_for_quality_are_positions_of_the_dial(desk: Desk, family: Family)
 
 def test_the_requests_are_counted_with_their_steps(desk: Desk) -> None:
     drawn = value(desk, "stepdial_requests_total", steps="2", outcome="ok")
+    chosen = value(desk, "stepdial_requests_total", steps="auto", outcome="ok")
     invalid = value(desk, "stepdial_requests_total", steps="none", outcome="invalid")
     ask(desk, prompt=PROMPT, quality="medium")
     ask(desk, prompt=PROMPT, quality="medium", stream=True)
+    ask(desk, prompt=PROMPT)
     ask(desk, prompt=PROMPT, size="9x9")
     ask(desk, prompt=PROMPT, n=0)
     ask(desk, prompt=PROMPT, guidance=-1.0)
     assert value(desk, "stepdial_requests_total", steps="2", outcome="ok") == drawn + 2
+    assert value(desk, "stepdial_requests_total", steps="auto", outcome="ok") == chosen + 1
     assert value(desk, "stepdial_requests_total", steps="none", outcome="invalid") == invalid + 3
 
 

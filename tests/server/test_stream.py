@@ -1,6 +1,5 @@
 """POST /generate as server-sent events: previews, images, done."""
 
-import asyncio
 import base64
 import json
 from typing import Any
@@ -10,14 +9,13 @@ import numpy as np
 import pytest
 
 from diffusion.family import Family
-from diffusion.plans import Hop, Plan
-from server.engine import Engine, choose_device
+from diffusion.plans import teacher_plan
 from server.failures import DeviceLost
 from server.samples import Sample
-from server.scheduler import Scheduler
 from tests.server.crowd import picture_of
 from tests.server.desk import WISH, Desk, blamed, pixels, problem, value
 from tests.server.processes import PATIENCE, serve_names, wait_until
+from tests.server.test_deadlines import SlowDesk
 
 STREAM = WISH | {"stream": True}
 
@@ -43,6 +41,39 @@ def test_previews_come_after_each_hop_but_the_last_then_images_then_the_facts(de
         assert data["hops" if name == "preview" else "seed"] == (4 if name == "preview" else 7)
     done = events[-1][1]
     assert done["steps_used"] == 4 and done["timings"]["total_seconds"] > 0 and "data" not in done
+
+
+def test_a_hop_of_two_evaluations_has_one_preview(family: Family) -> None:
+    assert family.frontier
+    heun = teacher_plan("teacher", 5, rule="heun")
+    first = family.frontier.positions[0].model_copy(update={"steps": 5, "plan": heun, "source": "searched"})
+    frontier = family.frontier.model_copy(update={"positions": (*family.frontier.positions, first)})
+    with Desk(Family(family.folder, family.manifest, frontier)) as desk:
+        events = events_of(desk.ask(STREAM | {"steps": 5}).text)
+        partial = desk.client.post(
+            "/v1/images/generations", json={"prompt": WISH["prompt"], "steps": 5, "stream": True, "partial_images": 3}
+        )
+    assert [(data["hop"], data["hops"]) for name, data in events if name == "preview"] == [(1, 3), (2, 3)]
+    assert events[-1][1]["steps_used"] == 5
+    assert [name.rpartition(".")[2] for name, _ in events_of(partial.text)] == ["partial_image"] * 2 + ["completed"]
+
+
+def test_the_last_event_says_what_was_drawn_of_what_was_asked_for(family: Family) -> None:
+    with SlowDesk(family, 1.0) as desk:
+        late = STREAM | {"deadline_ms": 3000}
+        done = events_of(desk.ask(late | {"allow_degrade": True}).text)[-1][1]
+        assert (done["steps_requested"], done["steps_used"], done["student"]) == (4, 2, "student-2")
+        assert (done["degraded"], done["degrade_reason"], done["deadline_met"]) == (True, "deadline", True)
+        assert problem(desk.ask(late), 429)["min_feasible_ms"] > 3000
+
+
+def test_a_deadline_that_passes_amid_a_stream_is_its_last_event(family: Family) -> None:
+    with SlowDesk(family, 0.001) as desk:
+        desk.device.seconds = 0.05
+        *previews, (name, found) = events_of(desk.ask(STREAM | {"steps": 32, "deadline_ms": 400}).text)
+        assert {name for name, _ in previews} == {"preview"} and name == "error"
+        assert found["status"] == 504 and found["deadline_met"] is False
+        assert value(desk, "stepdial_pending_evaluations") == 0
 
 
 def test_the_streamed_images_are_those_of_the_json_answer(desk: Desk) -> None:
@@ -100,25 +131,3 @@ def test_a_client_that_leaves_a_stream_frees_its_work(family: Family) -> None:
         assert waves < 512
         assert names.ask(prompt="red star", steps=1).status_code == 200
         assert names.metric("stepdial_wave_duration_seconds_count") == waves + 1
-
-
-def test_a_preview_is_the_image_of_a_plan_that_ends_there_and_changes_nothing(family: Family) -> None:
-    engine = Engine(family, device=choose_device("cpu"), max_wave=4)
-    samples = [Sample(family.positions[4], (1, 1, 1), seed=seed) for seed in (1, 2)]
-    ending = [Sample(Plan(hops=(Hop(member="student-4", t=1.0, s=0.0),)), (1, 1, 1), seed=seed) for seed in (1, 2)]
-    seen = {}
-
-    async def main() -> list[Any]:
-        scheduler = Scheduler(engine, max_wave=4, max_evaluations=100)
-        loop = asyncio.create_task(scheduler.run())
-        while scheduler.state == "starting":
-            await asyncio.sleep(0.01)
-        shown = await scheduler.draw(samples, preview=lambda index, hop, pixels: seen.update({(index, hop): pixels}))
-        loop.cancel()
-        return [drawn.pixels for drawn in shown]
-
-    shown = asyncio.run(main())
-    assert sorted(seen) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
-    for index, (sample, end) in enumerate(zip(samples, ending, strict=True)):
-        assert np.array_equal(shown[index], engine.draw([sample])[0])
-        assert np.array_equal(seen[index, 1], engine.draw([end])[0])

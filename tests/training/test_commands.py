@@ -14,8 +14,9 @@ from PIL import Image
 
 import stepdial
 from diffusion.family import Family, open_family, write_tensors
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import evaluate
 from training.features import JUDGE, train_judge
+from training.yardstick import Evaluation
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["--data", "digits", "--preset", "tiny8", "--iterations", "24", "--batch", "16", "--device", "cpu"]
@@ -117,7 +118,13 @@ def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
     assert not distil(monkeypatch, family.folder, "1,2")
     write_tensors(family.folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
     how = Evaluation(
-        samples=80, seeds=(1, 2), precision="fp32", device=torch.device("cpu"), command="stepdial evaluate", commit="a"
+        samples=80,
+        seeds=(1, 2),
+        precision="fp32",
+        device=torch.device("cpu"),
+        command="stepdial evaluate",
+        commit="a",
+        folder=tmp_path / "scores",
     )
     first = evaluate(open_family(family.folder), digit_set, [2], how)
     second = evaluate(open_family(family.folder), digit_set, [1], how)

@@ -1,0 +1,317 @@
+"""The dial searched, on a tiny family: which plans there are, what they draw, what is found, what ending early gives."""
+
+import json
+import shutil
+import sys
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stepdial
+from diffusion.family import Family, FamilyError, open_family, write_tensors
+from diffusion.plans import Plan, student_plan, teacher_plan
+from diffusion.sampler import sample
+from training import scores as scores_file
+from training.composition import (
+    Student,
+    combinable,
+    compose,
+    composition_of,
+    compositions,
+    students_of,
+    time_after,
+    words,
+)
+from training.confirmation import SearchRecord
+from training.curve import sampler_curves, student_curves
+from training.datasets import FiniteSet
+from training.features import JUDGE, train_judge
+from training.report import rescues_table, searched_table
+from training.rescues import endings, useful
+from training.samplers import measure_samplers, read_samplers
+from training.scores import Quality, Scorer, evaluations
+from training.search import SEED, Breadth, Search, breadth
+from training.yardstick import Evaluation, Yardstick, measure
+
+FIVE = tuple(Student(count, False, f"student-{count}") for count in (1, 2, 4, 8, 16))
+
+
+@pytest.fixture(scope="session")
+def searchable(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The digits family with students of 1, 2 and 4 steps, one network for 1 and 2, and a judge.  Not to be changed."""
+    folder = tmp_path_factory.mktemp("searchable")
+    shutil.copytree(digits_family.folder, folder / "digits")
+    settings = ["--family", folder / "digits", "--runs", folder / "runs", "--batch", 8, "--precision", "fp32"]
+    with pytest.MonkeyPatch.context() as patch:
+        for asked in (["--steps", "1,2,4", "--lr", "2e-3"], ["--steps", "1,2", "--whole", "--lr", "1e-3"]):
+            command = ["stepdial", "distill", *settings, "--iterations", 3, "--warmup", 1, "--device", "cpu", *asked]
+            patch.setattr(sys, "argv", list(map(str, command)))
+            assert stepdial.main() == 0
+    write_tensors(folder / "digits", JUDGE, dict(train_judge(digit_set, iterations=40).state_dict()))
+    return open_family(folder / "digits")
+
+
+@pytest.fixture(scope="session")
+def yardstick(searchable: Family, digit_set: FiniteSet) -> Yardstick:
+    return Yardstick(searchable, digit_set)
+
+
+@pytest.fixture
+def scorer(searchable: Family, yardstick: Yardstick, tmp_path: Path) -> Scorer:
+    evaluation = Evaluation(80, (1, 2), "fp32", torch.device("cpu"), "stepdial evaluate", "a", tmp_path)
+    return Scorer(searchable, yardstick, evaluation)
+
+
+def drawn(family: Family, plan: Plan, condition: torch.Tensor, seed: int, start: int = 0) -> torch.Tensor:
+    """Images of a plan by the sampler that everything else is drawn by."""
+    return sample(
+        {name: family.network(name) for name in plan.members},
+        plan,
+        family.manifest.schedule,
+        condition,
+        seeds=[seed] * len(condition),
+        indices=range(start, start + len(condition)),
+        shape=family.manifest.shape,
+    )
+
+
+def walks(longest: int) -> dict[int, set[tuple[int, ...]]]:
+    """Segment counts of every plan by length, found by trying all sequences of students on a grid of sixteenths."""
+    found: dict[int, set[tuple[int, ...]]] = {length: set() for length in range(1, longest + 1)}
+    for length in found:
+        for counts in product((1, 2, 4, 8, 16), repeat=length):
+            at = 16
+            for place, count in enumerate(counts):
+                at = (at - 1) * count // 16 * 16 // count
+                if at == 0:
+                    if place == length - 1:
+                        found[length].add(counts)
+                    break
+    return found
+
+
+def test_there_are_five_plans_of_two_evaluations_and_twenty_three_of_three():
+    expected = walks(5)
+    assert [len(expected[length]) for length in (1, 2, 3)] == [1, 5, 23]
+    for length, counts in expected.items():
+        found = list(compositions(FIVE, length))
+        assert len(found) == len(set(found)) and {tuple(s.segments for s in c) for c in found} == counts
+
+
+def test_a_composed_plan_of_one_student_is_that_students_own(searchable: Family):
+    students = students_of(searchable.manifest)
+    assert [student.label for student in students] == ["student-1", "whole:1", "student-2", "whole:2", "student-4"]
+    for student in students:
+        plan = compose(student.finish(Fraction(1)))
+        assert plan == searchable.manifest.member(student.member).plan(student.segments)
+        assert searchable.source(plan) == ("whole" if student.whole else "student")
+    assert compose(Student(3, False, "three").finish(Fraction(1))) == student_plan("three", 3)
+
+
+def test_a_boundary_belongs_to_the_segment_below_it_and_times_are_exact_quotients():
+    one, three, four = (Student(count, False, f"student-{count}") for count in (1, 3, 4))
+    assert [hop.s for hop in compose((three, four, three, one)).hops] == [2 / 3, 1 / 2, 1 / 3, 0]
+    assert four.start(Fraction(1, 2)) == Fraction(1, 4) and four.start(Fraction(51, 100)) == Fraction(1, 2)
+
+
+def test_a_plan_is_told_in_words_and_known_by_its_students():
+    one, two, four, _, sixteen = FIVE
+    whole = Student(2, True, "whole")
+    plan = compose((four, four, whole))
+    assert words(plan, (*FIVE, whole)) == "4: 1→¾→½, then whole 2: ½→0"
+    assert composition_of(plan, (*FIVE, whole)) == (four, four, whole) and composition_of(plan, FIVE) is None
+    assert words(compose((*[sixteen] * 8, two)), FIVE) == "16: 1→…→½ (8 hops), then 2: ½→0"
+    assert words(compose((sixteen, four, one)), FIVE) == "16: 1→15/16, then 4: 15/16→¾, then 1: ¾→0"
+    assert composition_of(teacher_plan("student-4", 4, rule="ddim"), FIVE) is None  # clipped, so another plan
+    assert words(teacher_plan("teacher", 32), FIVE) == "teacher, 32 hops"
+
+
+def test_plans_that_share_hops_draw_the_same_images_as_each_alone(scorer: Scorer, digit_set: FiniteSet):
+    students = students_of(scorer.family.manifest)
+    found = [list(compositions(students, n)) for n in (1, 2, 3)]
+    plans = [compose(composition) for composition in (*found[0], *found[1], *found[2][::6])]
+    together = scorer.score(plans, digit_set, 80, 5, guidance=None, label="together")
+    _, condition = digit_set.batch(0, 80, seed=5)
+    for plan, scores in zip(plans, together, strict=True):
+        batches = [drawn(scorer.family, plan, part, 5, 64 * at) for at, part in enumerate(condition.split(64))]
+        images = torch.cat(batches)
+        assert np.array_equal(scores.features, scorer.yardstick.features(images))
+        assert np.array_equal(scores.right, scorer.yardstick.right(images, condition))
+    assert evaluations(plans) < sum(plan.steps for plan in plans)
+
+
+def test_an_interrupted_evaluation_draws_only_what_is_missing_and_says_the_same(
+    scorer: Scorer, digit_set: FiniteSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scores_file, "CHUNK", 30)
+    plans, folder = [student_plan("student-2", 2)], scorer.evaluation.folder
+    first = scorer.score(plans, digit_set, 80, 5, guidance=None, label="first")[0]
+    files = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert len(files) == 3
+    lost = next(iter(files))
+    lost.unlink()
+    again = Scorer(scorer.family, scorer.yardstick, scorer.evaluation)
+    second = again.score(plans, digit_set, 80, 5, guidance=None, label="second")[0]
+    assert np.array_equal(first.features, second.features) and np.array_equal(first.right, second.right)
+    now = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert {file for file in files if files[file] == now[file]} == set(files) - {lost}
+    other = scorer.score(plans, digit_set, 80, 6, guidance=None, label="other")[0]
+    assert not np.array_equal(first.features, other.features)
+    again.forget()
+    assert not lost.exists() and len(list(folder.iterdir())) == 3  # those of the other seed
+
+
+def test_a_search_of_few_evaluations_scores_every_plan_as_an_evaluation_does(scorer: Scorer, digit_set: FiniteSet):
+    students = combinable(scorer.family.manifest)
+    search = Search(scorer, Breadth(students, 3, 1), 80)
+    followed = Counted(scorer)
+    found = search.run()
+    assert followed.evaluations == 80 * search.breadth.cost().evaluations
+    every = [composition for n in (1, 2, 3) for composition in compositions(students, n)]
+    assert set(found) == set(every)
+    alone = scorer.score([compose(composition) for composition in every], digit_set, 80, SEED, guidance=None, label="")
+    for composition, scores in zip(every, alone, strict=True):
+        assert found[composition] == scorer.yardstick.distance(scores.features)
+
+
+class Counted:
+    """Counts the network evaluations of a scorer."""
+
+    def __init__(self, scorer: Scorer):
+        self.evaluations, inner = 0, scorer.follow
+
+        def follow(hops, z, *rest, **options):
+            self.evaluations += len(hops) * len(z)
+            return inner(hops, z, *rest, **options)
+
+        scorer.follow = follow  # type: ignore[method-assign]
+
+
+def test_a_search_that_was_killed_goes_on_and_finds_the_same(scorer: Scorer):
+    students = combinable(scorer.family.manifest)[:4]
+    whole = Search(scorer, Breadth(students, 5, 1), 80)
+    expected = dict(whole.run())
+    log = next(scorer.evaluation.folder.glob("search-*.jsonl"))
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[: len(lines) // 2]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing a line
+    followed = Counted(scorer)
+    resumed = Search(scorer, Breadth(students, 5, 1), 80)
+    assert resumed.run() == expected
+    assert 0 < followed.evaluations < 0.75 * 80 * whole.breadth.cost().evaluations
+    resumed.forget()
+    assert not log.exists()
+
+
+def test_a_beam_keeps_the_best_prefixes_of_equal_time_and_evaluations(scorer: Scorer):
+    students = combinable(scorer.family.manifest)
+    narrow = Search(scorer, Breadth(students, 4, 1), 80).run()
+    every = list(compositions(students, 4))
+    gone_on_with = {composition[:3] for composition in narrow if len(composition) == 4}
+    assert 0 < sum(len(composition) == 4 for composition in narrow) < len(every)
+    tail = students[0]
+    for prefix in gone_on_with:  # every other prefix of that time gives a worse image when the coarsest finishes it
+        rivals = [c for c in narrow if len(c) == 4 and c[3] == tail and time_after(c[:3]) == time_after(prefix)]
+        expanded = any(c[:3] == prefix and c[3] != tail for c in narrow if len(c) == 4)
+        if expanded and rivals:
+            assert narrow[(*prefix, tail)] == min(narrow[rival] for rival in rivals)
+
+
+def test_the_beam_is_as_wide_as_the_cost_allows():
+    narrow, unbounded = Breadth(FIVE, 8, 1), Breadth(FIVE, 8, 10**6)
+    assert breadth(FIVE, 8, evaluations=1, held=10**9) == narrow
+    assert breadth(FIVE, 8, evaluations=10**6, held=10**9).cost() == unbounded.cost()
+    bound = 2 * narrow.cost().evaluations
+    found = breadth(FIVE, 8, evaluations=bound, held=10**9)
+    assert found.width > 1 and found.cost().evaluations <= bound
+    assert Breadth(FIVE, 8, found.width + 1).cost().evaluations > bound
+    assert breadth(FIVE, 8, evaluations=10**9, held=narrow.cost().held).width == 1
+
+
+def test_students_of_different_guidance_are_not_combined(searchable: Family):
+    members = [
+        member.model_copy(update={"guidance": 3.0}) if member.name == "student-4" else member
+        for member in searchable.manifest.members
+    ]
+    with pytest.raises(FamilyError, match="students of guidance 1, 3"):
+        combinable(searchable.manifest.model_copy(update={"members": tuple(members)}))
+
+
+def test_a_plan_may_be_left_at_each_boundary_for_every_student_that_ends_sooner():
+    one, two, four, eight, _ = FIVE
+    found = {composition_of(plan, FIVE): taken for plan, taken in endings(student_plan("student-8", 8), FIVE).items()}
+    assert found[(eight,) * 4 + (two,)] == 4 and found[(eight,) * 4 + (four,) * 2] == 4
+    assert found[(eight,) * 3 + (two, two)] == 3  # from 5/8 to the start of its segment, then on
+    assert found[(eight,) * 6 + (one,)] == 6 and (eight,) * 7 + (one,) not in found
+    assert all(composition[:taken] == (eight,) * taken for composition, taken in found.items())
+    quality = {plan: Quality(measure([10.0 - plan.steps % 4]), None, None) for plan in map(compose, found)}
+    taken = {compose(composition): at for composition, at in found.items()}
+    kept = useful(quality, taken)
+    for at in set(taken.values()):
+        rows = [(plan.steps, quality[plan].frechet.mean) for plan in kept if taken[plan] == at]
+        assert rows and rows == sorted(rows) and [d for _, d in rows] == sorted({d for _, d in rows}, reverse=True)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["stepdial", *map(str, arguments)])
+    return stepdial.main()
+
+
+def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
+    searchable: Family, scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    folder = Path(shutil.copytree(searchable.folder, tmp_path / "digits"))
+    asked = ["--family", folder, "--samples", 80, "--seeds", 2, "--device", "cpu", "--runs", tmp_path / "runs"]
+    search = ["--search-samples", 80, "--search-limit", 3, "--search-finalists", 1, "--results", tmp_path]
+    assert not call(monkeypatch, "evaluate", *asked, "--search", *search)
+    said = capsys.readouterr().out
+    assert "search of width" in said and "network evaluations, about" in said
+    record = SearchRecord.model_validate_json((tmp_path / "search-digits.json").read_bytes())
+    family = open_family(folder)
+    assert {position.steps for position in family.frontier.positions} == {1, 2, 3}
+    for steps in (1, 2, 3):
+        finalists = [finalist for finalist in record.finalists if finalist.evaluations == steps]
+        best = family.choices(steps)[0]
+        assert finalists[0].chosen and not any(finalist.chosen for finalist in finalists[1:])
+        assert finalists[0].confirmed == best.frechet
+        assert best.frechet.mean == min(finalist.confirmed.mean for finalist in finalists)
+        own = {choice.source for choice in family.choices(steps)} - {"searched"}
+        assert own == ({"student", "whole"} if steps < 3 else set())
+    assert family.choices(3)[0].source == "searched" and 3 in family.positions
+    assert len(record.scores) == sum(len(list(compositions(students_of(family.manifest), n))) for n in (1, 2, 3))
+    assert not list((tmp_path / "runs").rglob("*.npz")) and not list((tmp_path / "runs").rglob("*.jsonl"))
+
+    assert not call(monkeypatch, "evaluate", *asked, "--positions", 4)
+    assert not call(monkeypatch, "evaluate", *asked, "--rescues", "--search-limit", 4)
+    family = open_family(folder)
+    assert {rescue.steps for rescue in family.frontier.rescues} >= {4}
+    for rescue in family.frontier.rescues:
+        left = [choice.plan.hops[0] for choice in family.choices(rescue.steps)]
+        assert rescue.plan.hops[0] in left and rescue.plan.steps < rescue.steps and rescue.seeds == (2001, 2002)
+
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {kind} digits -->\n<!-- end -->\n" for kind in ("dial", "searched", "rescues")))
+    assert not call(monkeypatch, "report", "--family", family.folder, "--file", page)
+    assert searched_table(family) in page.read_text() and rescues_table(family) in page.read_text()
+    assert f"| 3 | {next(f.in_words for f in record.finalists if f.evaluations == 3)} |" in page.read_text()
+
+    few = Evaluation(80, (1,), "fp32", torch.device("cpu"), "stepdial evaluate --samplers", "a", tmp_path)
+    teacher = Scorer(family, scorer.yardstick, few)
+    samplers = measure_samplers(teacher, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,))
+    assert read_samplers(tmp_path / "samplers-digits.json") == samplers
+    curves = sampler_curves(samplers)
+    assert {rule for rule, _ in curves} == {"ddim", "addim", "ancestral", "noise_ddim", "heun"}
+    assert [point.evaluations for point in curves["heun", 1.0]] == [6] and curves["ddim", 0.0][0].evaluations == 3
+    assert [point.evaluations for point in student_curves(family.frontier)["student"]] == [1, 2, 4]
+    picture = tmp_path / "curve.png"
+    asked = ["--family", folder, "--samplers", tmp_path / "samplers-digits.json", "--out", picture]
+    assert not call(monkeypatch, "curve", *asked)
+    assert Image.open(picture).size[0] > 1000
+    broken = tmp_path / "samplers-digits.json"
+    broken.write_text(json.dumps({"family": "digits"}))
+    assert call(monkeypatch, "curve", *asked) == 1
+    assert "is not a result of stepdial evaluate --samplers" in capsys.readouterr().err

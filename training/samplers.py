@@ -1,0 +1,110 @@
+"""`stepdial evaluate --samplers`: the teacher under every rule, what the students are compared with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from diffusion.family import FamilyError, write_json
+from diffusion.frontier import Measure, Provenance
+from diffusion.plans import Plan, Rule, teacher_plan
+from training.datasets import DataError
+from training.evaluate import provenance_of
+from training.scores import Scorer
+
+EVALUATIONS = (4, 8, 16, 32, 64)
+"""Network evaluations of an image, about: heun takes an odd number."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Sampled(_Record):
+    """The teacher under one rule, at one number of evaluations and one guidance."""
+
+    rule: Rule
+    evaluations: int
+    """Network evaluations of one image, a guided one counting once though it runs the network twice."""
+    guidance: float
+    """Guidance w; 0 for none."""
+    frechet: Measure
+    agreement: Measure | None
+    agreement_held_out: Measure | None
+
+
+class SamplersRecord(_Record):
+    """The teacher's samplers: benchmarks/dial/samplers-NAME.json."""
+
+    format: Literal[1] = 1
+    family: str
+    teacher: str
+    """SHA-256 of the teacher's weights."""
+    reference: str
+    """What distances are taken to."""
+    judge: str
+    """What takes them."""
+    samples: int
+    """Images of each run."""
+    seeds: tuple[int, ...]
+    floor: Measure
+    """The distance of as many real images."""
+    measured: Provenance
+    rows: tuple[Sampled, ...]
+
+
+def read_samplers(file: Path) -> SamplersRecord:
+    """Read a result file.  Raises DataError if it is not one."""
+    try:
+        return SamplersRecord.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            f"{file.name} is not a result of stepdial evaluate --samplers: {where}: {first['msg']}"
+        ) from None
+
+
+def sampler_plans(teacher: str, evaluations: tuple[int, ...]) -> Iterator[Plan]:
+    """Return the plans to measure: every rule at every number of evaluations."""
+    return (teacher_plan(teacher, steps, rule=rule) for rule in get_args(Rule) for steps in evaluations)
+
+
+def measure_samplers(
+    scorer: Scorer, floor: Measure, out: Path, evaluations: tuple[int, ...] = EVALUATIONS
+) -> SamplersRecord:
+    """Measure the teacher unguided, then guided as its positions are; the file grows row by row.
+
+    Raises FamilyError for a family without a teacher.
+    """
+    manifest, evaluation, yardstick = scorer.family.manifest, scorer.evaluation, scorer.yardstick
+    if manifest.teacher is None:
+        raise FamilyError(f"family {manifest.name!r} has no teacher")
+    plans = list(sampler_plans(manifest.teacher.name, evaluations))
+    record = SamplersRecord(
+        family=manifest.name,
+        teacher=manifest.teacher.weights.sha256,
+        reference=yardstick.reference,
+        judge=yardstick.description,
+        samples=evaluation.samples,
+        seeds=evaluation.seeds,
+        floor=floor,
+        measured=provenance_of(evaluation),
+        rows=(),
+    )
+    guidances = tuple(dict.fromkeys((0.0, manifest.guidance)))
+    images = evaluation.samples * len(evaluation.seeds)
+    count = sum(plan.steps for plan in plans) * images * sum(2 if w else 1 for w in guidances)
+    scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for guidance in guidances:
+        for plan in plans:
+            rule = plan.hops[0].rule
+            label = f"{rule}, {plan.steps} evaluations, guidance {guidance:g}"
+            quality = scorer.quality([plan], guidance=guidance, label=label)[0]
+            row = Sampled(rule=rule, evaluations=plan.steps, guidance=guidance, **quality._asdict())
+            print(f"{label}: distance {row.frechet.mean:.2f} ± {row.frechet.spread:.2f}")
+            record = record.model_copy(update={"rows": (*record.rows, row)})
+            write_json(out.parent, out.name, record)
+    return record
