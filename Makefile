@@ -68,4 +68,4 @@ pictures: .venv/.test
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info

@@ -8,6 +8,7 @@
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
   families   list families and check their files
+  openapi    print the description of the HTTP API, as docs/openapi.json has it
 
 stepdial COMMAND --help tells more.
 """
@@ -25,6 +26,10 @@ def main() -> int:
         from server.commands import serve
 
         return serve(arguments[1:])
+    if arguments[0] == "openapi":
+        from server.commands import openapi
+
+        return openapi(arguments[1:])
     return _train(arguments[0], arguments[1:])
 
 

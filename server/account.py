@@ -9,9 +9,9 @@ from server.studio import Picture
 
 def account_of(wish: Wish, pictures: Sequence[Picture], timings: Timings) -> Account:
     """Return the account of a wish that was met."""
-    shortened = min((picture.plan for picture in pictures if picture.plan), key=lambda plan: plan.steps, default=None)
-    plan = shortened or wish.samples[0].plan
-    reason = wish.degraded(shortened=shortened is not None)
+    wished = wish.samples[0].plan
+    least = min(pictures, key=lambda picture: (picture.plan or wished).steps)
+    plan, reason = least.plan or wished, wish.reason or least.shortened
     return Account(
         student="+".join(plan.members),
         steps_requested=wish.steps_requested,

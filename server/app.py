@@ -15,6 +15,8 @@ from server.dial import Dial
 from server.estimate import estimate_routes
 from server.headers import SecurityHeaders
 from server.images import EncodePool
+from server.openai import openai_routes
+from server.openai_errors import OpenAIErrors
 from server.outlook import Outlook
 from server.promises import Brownout
 from server.routes import PAGE, drawing_routes, reading_routes
@@ -63,11 +65,13 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     app.state.drain = scheduler.drain
     errors.install(app)
     contract.describe(app)
-    app.include_router(drawing_routes(dial, studio))
+    app.include_router(drawing_routes(dial, studio, family))
     app.include_router(reading_routes(dial, family, scheduler))
     app.include_router(estimate_routes(dial))
+    app.include_router(openai_routes(dial, studio, family))
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
     _tell_metrics(family)
     return app

@@ -1,4 +1,4 @@
-"""The command `stepdial serve`. Nothing heavy is imported before the arguments have been read."""
+"""The commands `stepdial serve` and `stepdial openapi`. Nothing heavy is imported before the arguments have been read."""
 
 from __future__ import annotations
 
@@ -46,6 +46,23 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         print(f"stepdial serve: {error}", file=sys.stderr)
         return 1
     return run(settings, family, Engine(family, device=choose_device(settings.device), max_wave=settings.max_wave))
+
+
+def openapi(arguments: Sequence[str]) -> int:
+    """Print the OpenAPI document, which is the same for every family. Returns the exit status as `serve` does."""
+    if arguments:
+        print("usage: stepdial openapi > docs/openapi.json\n\n" + str(openapi.__doc__).partition(".")[0] + ".")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    from diffusion.family import open_family
+    from server.app import create_app
+    from server.contract import document_text
+    from server.engine import Engine, choose_device
+
+    settings = Settings()
+    family = open_family(settings.family)
+    engine = Engine(family, device=choose_device("cpu"), max_wave=settings.max_wave)
+    print(document_text(create_app(settings, family, engine, stop=lambda: None)), end="")
+    return 0
 
 
 def run(settings: Settings, family: Family, device: Device) -> int:

@@ -1,5 +1,7 @@
 """The OpenAPI document: what the framework derives, plus the problems that every endpoint answers with."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +28,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _problem(status) for status in statuses}
 
 
+def described(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI headers of a response, from their names and what they say."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
+
+
 def _problem(status: int) -> dict[str, Any]:
     response: dict[str, Any] = {
         "description": DESCRIPTIONS[status],
@@ -36,15 +43,32 @@ def _problem(status: int) -> dict[str, Any]:
     return response
 
 
+def document_text(app: FastAPI) -> str:
+    """Return the OpenAPI document as it is committed: docs/openapi.json."""
+    return json.dumps(app.openapi(), indent=2) + "\n"
+
+
 def describe(app: FastAPI) -> None:
     """Give the app an OpenAPI document that knows the Problem schema."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            _forget_the_frameworks_own_errors(document)
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _forget_the_frameworks_own_errors(document: dict[str, Any]) -> None:
+    """Take out the 422 that the framework adds to every operation with input: none is answered in that shape."""
+    own = {"$ref": "#/components/schemas/HTTPValidationError"}
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        invalid = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
+        if invalid.get("schema") == own:
+            del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

@@ -58,12 +58,6 @@ class Wish:
         """When the images are wanted, on the same clock."""
         return None if self.deadline_seconds is None else self.arrived + self.deadline_seconds
 
-    def degraded(self, *, shortened: bool) -> Reason | None:
-        """Return why images took fewer steps than asked for; shortened: some ended sooner than their plan."""
-        if self.reason or not shortened:
-            return self.reason
-        return "brownout" if self.deadline is None else "deadline"
-
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -24,7 +24,7 @@ from server.failures import (
     StepsNotServed,
     TimedOut,
 )
-from server.schemas import NOT_OFFERED_YET, FieldProblem, Problem
+from server.schemas import FieldProblem, Problem
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +93,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _failed)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+def problem_of(request: Request, error: Exception) -> Problem:
+    """Return a failure as a problem; one that is the server's fault is logged."""
     answer = answer_for(error)
-    if answer.status == 499:
-        return Response(status_code=499)
     if answer.status == 500:
         log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
     problem = Problem(type=_type(answer.type), title=answer.title, status=answer.status, detail=_detail(error, answer))
@@ -108,7 +107,13 @@ async def _failed(request: Request, error: Exception) -> Response:
         problem.min_feasible_ms = error.min_feasible_ms
     if isinstance(error, DeadlinePassed):
         problem.deadline_met = False
-    return problem_response(problem, retry_after(error))
+    return problem
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGone):
+        return Response(status_code=499)
+    return problem_response(problem_of(request, error), retry_after(error))
 
 
 def _detail(error: Exception, answer: Answer) -> str:
@@ -150,7 +155,7 @@ def _blame(item: dict[str, Any]) -> tuple[str, str]:
     if item["type"] == "model_attributes_type":
         return pointer, "it should be a JSON object"
     if item["type"] == "extra_forbidden":
-        return pointer, "not offered yet" if field[0] in NOT_OFFERED_YET else "there is no such field"
+        return pointer, "there is no such field"
     return pointer, item["msg"].replace("Input should", "it should")
 
 

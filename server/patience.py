@@ -1,7 +1,7 @@
 """Work is worth doing only while somebody waits for it."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from fastapi import Request
@@ -11,7 +11,7 @@ from server.failures import ClientGone
 T = TypeVar("T")
 
 
-async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Return what the work returns, or cancel it and raise ClientGone when the client hangs up first.
 
     The body must have been read: the next message is then the disconnect. uvicorn cancels no handler by itself.

@@ -1,58 +1,61 @@
 """The endpoints. Each is a few lines: the rooms behind them do the work."""
 
-import base64
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from diffusion.family import Family
 from diffusion.frontier import Frontier
-from server import metrics
-from server.accept import RAW_TYPES, wanted_format
+from server.accept import RAW_TYPES, wanted_answer
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
-from server.contract import problems
+from server.contract import described, problems
 from server.dial import Dial
-from server.errors import answer_for
+from server.etags import entity_tag, tag_headers, unchanged
+from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
 from server.images import Format
+from server.outcomes import counted
 from server.patience import while_connected
 from server.scheduler import Scheduler
-from server.schemas import Account, GenerateRequest, GenerateResponse, ImageData, ModelList, Status, Timings
+from server.schemas import GenerateRequest, GenerateResponse, ModelList, Status, Timings
+from server.stream import error_event, generate_events, json_answer
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
 
 
-def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
+def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
     """The routes that draw."""
     router = APIRouter(tags=["drawing"])
 
     @router.post("/generate", response_model=GenerateResponse, responses=GENERATE_RESPONSES, summary="Draw images")
     async def generate(body: GenerateRequest, request: Request, response: Response) -> Any:
-        """Draw one image or several of one wish. `Accept: image/png` (webp, jpeg) answers with one image's bytes."""
-        steps, outcome = dial.label(body), "failed"
-        try:
-            raw = _raw_format(body, request.headers.get("accept", ""))
+        """Draw one image or several of one wish.
+
+        `Accept: image/png` (webp, jpeg) answers with one image's bytes. `stream: true` or `Accept: text/event-stream`
+        answers with server-sent events: `preview` after each hop of an image but its last, an `image` for each, then
+        `done`; or `error`, a problem. Where the seed is given, the answer has an ETag, and If-None-Match spares drawing.
+        """
+        accepted = wanted_answer(request.headers.get("accept", ""))
+        if body.stream or accepted == "events":
+            events = generate_events(request, body, dial, studio)
+            return await event_stream(request, events, failed=error_event(request))
+        with counted(dial.label(body)):
+            raw = _raw_format(body, accepted)
             wish = dial.turn(body)
+            tag = entity_tag(family, body, wish, raw)
+            if same := unchanged(request, tag):
+                return same
             pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
-            outcome = "ok"
-        except Exception as error:
-            outcome = answer_for(error).outcome
-            if outcome == "rejected":
-                metrics.REJECTED.labels(answer_for(error).type.replace("-", "_")).inc()
-            raise
-        finally:
-            metrics.REQUESTS.labels(steps, outcome).inc()
         account = account_of(wish, pictures, timings)
+        headers = account_headers(account) | tag_headers(tag)
         if raw:
-            return _raw_response(account, pictures[0], raw, timings)
-        response.headers.update(account_headers(account))
-        return _json_response(wish.model, account, pictures, timings)
+            return _raw_response(pictures[0], raw, timings, headers)
+        response.headers.update(headers)
+        return json_answer(wish.model, account, pictures, timings)
 
     return router
 
@@ -87,7 +90,7 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
             raise NotReady("the server is about to end and takes no new work")
         return Status(status="ready")
 
-    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         scheduler.publish()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
@@ -99,9 +102,8 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
     return router
 
 
-def _raw_format(body: GenerateRequest, accept: str) -> Format | None:
+def _raw_format(body: GenerateRequest, accepted: Format | None) -> Format | None:
     """The format of a raw answer, None for JSON. Raises FieldRefused where header and body contradict each other."""
-    accepted = wanted_format(accept)
     if accepted and "output_format" in body.model_fields_set and body.output_format != accepted:
         raise FieldRefused(
             "output_format", f"output_format is {body.output_format}, the Accept header wants {accepted}"
@@ -112,29 +114,16 @@ def _raw_format(body: GenerateRequest, accept: str) -> Format | None:
     return raw
 
 
-def _raw_response(account: Account, picture: Picture, output_format: Format, timings: Timings) -> Response:
+def _raw_response(picture: Picture, output_format: Format, timings: Timings, headers: dict[str, str]) -> Response:
     stages = (
         f"{stage};dur={getattr(timings, f'{stage}_seconds') * 1000:.3f}"
         for stage in ("queue", "device", "encode", "total")
     )
-    headers = {
-        **account_headers(account),
+    facts = {
         "X-Seed": str(picture.seed),
         "Server-Timing": ", ".join(stages),
     }
-    return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
-
-
-def _json_response(model: str, account: Account, pictures: list[Picture], timings: Timings) -> GenerateResponse:
-    data = [ImageData(b64_json=base64.b64encode(p.data).decode(), seed=p.seed, index=p.index) for p in pictures]
-    return GenerateResponse(
-        id=f"img_{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=model,
-        **account.model_dump(),
-        data=data,
-        timings=timings,
-    )
+    return Response(picture.data, headers=facts | headers, media_type=f"image/{output_format}")
 
 
 RAW_HEADERS = {
@@ -144,9 +133,11 @@ RAW_HEADERS = {
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The images; raw bytes of one where the Accept header or response_format asks for them",
-        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES},
-        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RAW_HEADERS.items()},
+        "description": "The images; raw bytes of one, or events, where Accept, response_format or stream ask for them",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES}
+        | {"text/event-stream": {"schema": {"type": "string"}}},
+        "headers": described(RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}),
     },
+    304: {"description": "If-None-Match names the answer; nothing was drawn"},
     **problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }

@@ -16,7 +16,7 @@ from server.lanes import PATIENCE, Lane, Lanes
 from server.load import Load
 from server.pace import Pace
 from server.samples import Sample, Turn
-from server.tickets import Drawn, Preview, Progress, Ticket, rest
+from server.tickets import Drawn, Hurry, Preview, Progress, Ticket, rest
 
 if TYPE_CHECKING:
     from diffusion.plans import Plan
@@ -213,19 +213,22 @@ class Scheduler:
     def _is_time_for(self, lane: Lane) -> bool:
         """Whether the lane's wave should be cut now.
 
-        A second wave is cut when it would gain nothing by waiting: the first is about to end, and what comes out of it
-        could not join, because the second is full or of another need, and has no promise that is more urgent.
+        A second wave is cut when it would gain nothing by waiting: the first is about to end, and none of its samples
+        could join the second, which is full or not what they need next, or has a promise that is more urgent.
         """
         if not self._waves:
             return True
         if len(self._waves) > 1:
             return False
         (running,) = self._waves
-        could_join = running.need == lane.need and len(lane.tickets) < self._lanes.max_wave
-        urgency = lane.urgency(self._lanes.max_wave)
-        next_start = urgency - running.expected_seconds
-        is_pressed = any(ticket.pending > 1 and ticket.start_by < next_start for ticket in running.tickets)
-        return running.seconds_left(perf_counter()) <= LEAD_SECONDS and not could_join and not is_pressed
+        if running.seconds_left(perf_counter()) > LEAD_SECONDS:
+            return False
+        is_full = len(lane.tickets) >= self._lanes.max_wave
+        pressing = lane.urgency(self._lanes.max_wave) - running.expected_seconds
+        going_on = [ticket for ticket in running.tickets if ticket.following is not None]
+        return not any(
+            (ticket.following == lane.need and not is_full) or ticket.start_by < pressing for ticket in going_on
+        )
 
     def _board(self, lane: Lane) -> list[Ticket]:
         """Take a wave's worth of samples from the lane; some are shortened, which can send them to another lane."""
@@ -247,8 +250,9 @@ class Scheduler:
         endings = ticket.endings()
         if endings:
             in_time = [] if self.shorten_all else [plan for plan in endings if not is_late(plan)]
-            ticket.end_by(in_time[0] if in_time else endings[-1])
-            metrics.SHORTENED_SAMPLES.labels("brownout" if self.shorten_all else "deadline").inc()
+            why: Hurry = "brownout" if self.shorten_all else "deadline"
+            ticket.end_by(in_time[0] if in_time else endings[-1], why)
+            metrics.SHORTENED_SAMPLES.labels(why).inc()
             self._known_load = None
 
     async def _pause(self) -> None:

@@ -8,9 +8,6 @@ from diffusion.frontier import Measure, Source
 from server.images import Format
 from server.promises import Reason
 
-NOT_OFFERED_YET = ("stream",)
-"""Fields of the full design that this server refuses, by name, instead of ignoring them."""
-
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1
 """Seeds that the server draws survive JavaScript, whose numbers are exact up to here."""
@@ -69,6 +66,8 @@ class GenerateRequest(BaseModel):
     """File format of the images."""
     response_format: Literal["b64_json", "file"] = "b64_json"
     """b64_json: JSON with base64 images. file: the bytes of the one image; so does the header `Accept: image/png`."""
+    stream: StrictBool = False
+    """Answer with server-sent events: previews, images, done; so does the header `Accept: text/event-stream`."""
 
 
 class ImageData(BaseModel):
@@ -80,6 +79,19 @@ class ImageData(BaseModel):
     """The request's seed."""
     index: int
     """Which image of that seed this is; asking for the same seed with n = index + 1 draws it again."""
+
+
+class PreviewData(BaseModel):
+    """What an image would be if it ended after this hop."""
+
+    b64_json: str
+    """The image file, base64."""
+    index: int
+    """Which of the request's images."""
+    hop: int
+    """Hops taken."""
+    hops: int
+    """Hops that the image takes in all, unless it ends sooner."""
 
 
 class Timings(BaseModel):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from server.samples import Sample, Turn
 
@@ -18,6 +18,8 @@ Preview = Callable[[int, int, Any], None]
 """Called with a sample's place in its draw, the evaluations it has taken, and x_hat as uint8 (H, W, C)."""
 Progress = Callable[[int, int], None]
 """Called with a sample's place in its draw and the evaluations it has taken."""
+Hurry = Literal["brownout", "deadline"]
+"""Why a sample ends sooner than its plan."""
 
 
 class Need(NamedTuple):
@@ -43,8 +45,8 @@ class Drawn:
     """Time spent in waves."""
     plan: Plan
     """The hops that were taken."""
-    shortened: bool = False
-    """Whether that is not the plan that was asked for but one of its alternatives."""
+    shortened: Hurry | None = None
+    """Why that is not the plan that was asked for but one of its alternatives; None where it is."""
 
     @property
     def evaluations(self) -> int:
@@ -76,12 +78,18 @@ class Ticket:
     start_by: float = inf
     """When its next wave has to begin for the promise to be kept; never before it began to wait for that wave."""
     device_seconds: float = 0.0
-    shortened: bool = False
+    shortened: Hurry | None = None
 
     @property
     def need(self) -> Need:
         """What its next evaluation needs."""
         return _need(self.sample, self.sample.plan.evaluations[self.number].hop.member)
+
+    @property
+    def following(self) -> Need | None:
+        """What it will need after its next evaluation; None when that is the last."""
+        after = self.sample.plan.evaluations[self.number + 1 : self.number + 2]
+        return _need(self.sample, after[0].hop.member) if after else None
 
     @property
     def pending(self) -> int:
@@ -103,9 +111,9 @@ class Ticket:
         agreeing = [other for other in shorter if other.evaluations[:taken] == plan[:taken]]
         return sorted(agreeing, key=lambda other: -len(other.evaluations))
 
-    def end_by(self, plan: Plan) -> None:
+    def end_by(self, plan: Plan, why: Hurry) -> None:
         """Go on by one of the endings."""
-        self.sample, self.shortened = replace(self.sample, plan=plan), True
+        self.sample, self.shortened = replace(self.sample, plan=plan), why
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless there is an answer."""

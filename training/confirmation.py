@@ -90,8 +90,8 @@ def search_dial(
     cost, members = search.breadth.cost(), sorted({student.member for student in students})
     about = f"search of width {search.breadth.width}, {cost.evaluations:,} evaluations of each of {samples:,} samples"
     scorer.announce(about, cost.evaluations * samples, members)
-    again = finalists * sum(range(1, limit + 1)) * evaluation.samples * len(evaluation.seeds)
-    scorer.announce("confirmation, at most", again, members)
+    again = finalists * sum(range(1, limit + 1)) + sum(s.segments for s in students if s.segments <= limit)
+    scorer.announce("confirmation, at most", again * scorer.images, members)
     search.run()
     floor = scorer.yardstick.floor(evaluation.samples, len(evaluation.seeds))
     record = Confirmation(search, finalists, floor).run()
@@ -139,10 +139,13 @@ class Confirmation:
         return [self._finalist(candidate, measured[candidate], candidate == order[0]) for candidate in order]
 
     def _known(self, candidate: Composition) -> Quality | None:
-        """Return what the frontier says of a candidate, if it was measured as it would be now."""
+        """Return what the frontier says of a candidate, if it was measured as it would be now.
+
+        Not by this very command: gone on with, it draws the same plans together as before, and so finds them drawn.
+        """
         evaluation, yardstick, frontier = self.scorer.evaluation, self.scorer.yardstick, self.family.frontier
         position = self.family.measured(compose(candidate))
-        if not frontier or not position:
+        if not frontier or not position or position.measured.command == evaluation.command:
             return None
         if (frontier.judge, frontier.reference) != (yardstick.description, yardstick.reference):
             return None

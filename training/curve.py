@@ -9,9 +9,19 @@ from diffusion.frontier import Frontier, Measure
 from training.datasets import DataError
 from training.samplers import SamplersRecord
 
-STUDENTS = {"student": "separate students", "whole": "one student for the whole dial", "searched": "searched plans"}
-"""Sources of the students' curves and how the legend names them."""
-LOOKS = {"student": ("#c2410c", "o"), "whole": ("#1d4ed8", "s"), "searched": ("#15803d", "D")}
+NAMES = {
+    "student": "separate students",
+    "whole": "one student for the whole dial",
+    "searched": "searched plans",
+    "teacher": "teacher, as it is served",
+}
+"""Sources of the frontier's curves and how the legend names them."""
+LOOKS = {
+    "student": ("#c2410c", "o"),
+    "whole": ("#1d4ed8", "s"),
+    "searched": ("#15803d", "D"),
+    "teacher": ("#1c1917", "*"),
+}
 GREYS = {"ddim": "o", "addim": "s", "ancestral": "^", "noise_ddim": "v", "heun": "x"}
 
 
@@ -24,15 +34,13 @@ class Point(NamedTuple):
     agreement: Measure | None
 
 
-def student_curves(frontier: Frontier) -> dict[str, list[Point]]:
-    """Return the students' curves by source, points by rising evaluations."""
+def frontier_curves(frontier: Frontier) -> dict[str, list[Point]]:
+    """Return the curves of what is served by source, points by rising evaluations."""
     curves: defaultdict[str, list[Point]] = defaultdict(list)
     for position in frontier.positions:
-        if position.source in STUDENTS:
-            curves[position.source].append(Point(position.steps, position.frechet, position.agreement))
-    return {
-        source: sorted(curves[source], key=lambda point: point.evaluations) for source in STUDENTS if curves[source]
-    }
+        runs = position.steps * (2 if position.source == "teacher" and position.guidance else 1)
+        curves[position.source].append(Point(runs, position.frechet, position.agreement))
+    return {source: sorted(curves[source], key=lambda point: point.evaluations) for source in NAMES if source in curves}
 
 
 def sampler_curves(record: SamplersRecord) -> dict[tuple[str, float], list[Point]]:
@@ -73,9 +81,9 @@ def draw_curve(family: Family, samplers: SamplersRecord | None, out: Path) -> No
             f", guided (w = {guidance:g}, each step runs it twice)" if guidance else ", unguided"
         )
         _line(left, right, points, name, marker=GREYS[rule], markersize=4, **style)
-    for source, points in student_curves(frontier).items():
+    for source, points in frontier_curves(frontier).items():
         colour, marker = LOOKS[source]
-        _line(left, right, points, STUDENTS[source], color=colour, marker=marker, markersize=6, linewidth=2)
+        _line(left, right, points, NAMES[source], color=colour, marker=marker, markersize=6, linewidth=2)
     _finish(left, right, frontier)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +108,9 @@ def _finish(left: Any, right: Any, frontier: Frontier) -> None:
     floors = [position.floor.mean for position in frontier.positions]
     left.axhspan(min(floors), max(floors), color="#fde68a", alpha=0.6, label="as many real images")
     left.set_yscale("log")
+    for axis_format in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis_format("{x:g}")
+    right.set_ylim(top=min(100.5, right.get_ylim()[1]))
     left.set_ylabel("Fréchet distance to real images, in the judge's units")
     right.set_ylabel("images in which everything asked for is seen, %")
     for axes in (left, right):

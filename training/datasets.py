@@ -1,7 +1,7 @@
 """Data as batches that are pure functions of (seed, position), so that a resumed run sees what it would have seen."""
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Procedural:
 
     channels = 3
 
-    def __init__(self, name: Literal["shapes", "scenes"], resolution: int = 32, *, held_out: bool = False):
+    def __init__(self, name: str, resolution: int = 32, *, held_out: bool = False):
         self.name, self.resolution, self.held_out = name, resolution, held_out
         single = name == "shapes"
         self.conditioning: Conditioning = shapes.CONDITIONING if single else shapes.SCENES
@@ -145,7 +145,7 @@ def image_folder(folder: Path, resolution: int) -> FiniteSet:
 
 def open_data(name: str, resolution: int) -> DataSet:
     """Open "shapes", "scenes", "digits" or a folder of images.  Raises DataError for anything else."""
-    if name == "shapes" or name == "scenes":
+    if name in ("shapes", "scenes"):
         return Procedural(name, resolution)
     if name == "digits":
         return digits()

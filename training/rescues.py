@@ -62,8 +62,7 @@ def measure_rescues(scorer: Scorer, limit: int) -> Frontier | None:
     if not positions:
         raise FamilyError(f"no position of {family.name!r} that could be left early was measured; evaluate some first")
     cost = sum(evaluations(list(endings(position.plan, students))) for position in positions)
-    images = evaluation.samples * len(evaluation.seeds)
-    scorer.announce("rescues", cost * images, sorted({student.member for student in students}))
+    scorer.announce("rescues", cost * scorer.images, sorted({student.member for student in students}))
     floor = scorer.yardstick.floor(evaluation.samples, len(evaluation.seeds))
     frontier = None
     for steps in sorted({position.steps for position in positions}):

@@ -94,8 +94,7 @@ def measure_samplers(
         rows=(),
     )
     guidances = tuple(dict.fromkeys((0.0, manifest.guidance)))
-    images = evaluation.samples * len(evaluation.seeds)
-    count = sum(plan.steps for plan in plans) * images * sum(2 if w else 1 for w in guidances)
+    count = sum(plan.steps for plan in plans) * scorer.images * sum(2 if w else 1 for w in guidances)
     scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
     out.parent.mkdir(parents=True, exist_ok=True)
     for guidance in guidances:

@@ -31,6 +31,8 @@ CHUNK = 512
 """Images drawn, judged and kept together."""
 HELD_OUT_SEED = 1000
 """Added to a run's seed for the noise of its held-out prompts."""
+HELD_OUT_PART = 4
+"""One held-out prompt is drawn for so many others."""
 
 
 class Scores(NamedTuple):
@@ -76,6 +78,13 @@ class Scorer:
             **self.family.manifest.model_dump(mode="json", include={"schedule", "variance", "conditioning"}),
         }
 
+    @property
+    def images(self) -> int:
+        """Images that `quality` draws of each plan, those of held-out prompts included."""
+        samples = self.evaluation.samples
+        quarter = max(1, samples // HELD_OUT_PART) if isinstance(self.yardstick.data, Procedural) else 0
+        return (samples + quarter) * len(self.evaluation.seeds)
+
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
         """Return a file name for what is computed of plans and of whatever else JSON says was asked."""
         members = {name: self.family.manifest.member(name).weights.sha256 for plan in plans for name in plan.members}
@@ -117,13 +126,15 @@ class Scorer:
     def quality(self, plans: Sequence[Plan], *, guidance: float | None = None, label: str) -> list[Quality]:
         """Measure plans over the evaluation's seeds; all plans get the same prompts and noise."""
         data, samples = self.yardstick.data, self.evaluation.samples
-        distances, right, unseen = [], [], []
+        distances: list[list[float]] = []
+        right: list[list[float]] = []
+        unseen: list[list[float]] = []
         for seed in self.evaluation.seeds:
             scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
             if isinstance(data, Procedural):
-                held_out, quarter = data.unseen(), max(1, samples // 4)
+                held_out, quarter = data.unseen(), max(1, samples // HELD_OUT_PART)
                 scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [

@@ -82,12 +82,16 @@ class Breadth:
 def breadth(students: tuple[Student, ...], limit: int, *, evaluations: int, held: int) -> Breadth:
     """Return the widest search within so many evaluations of each sample and latents held; the narrowest is of width 1."""
 
+    def cost(width: int) -> Cost:
+        return Breadth(students, limit, width).cost()
+
     def too_dear(width: int) -> bool:
-        cost = Breadth(students, limit, width).cost()
-        return cost.evaluations > evaluations or cost.held > held
+        return cost(width).evaluations > evaluations or cost(width).held > held
 
     widths = range(1, evaluations + 2)  # a prefix costs an evaluation, so this many are never all affordable
-    return Breadth(students, limit, max(1, bisect_left(widths, True, key=too_dear)))
+    widest = max(1, bisect_left(widths, True, key=too_dear))
+    useful = bisect_left(widths[:widest], cost(widest).evaluations, key=lambda width: cost(width).evaluations)
+    return Breadth(students, limit, widths[useful])
 
 
 class Search:

@@ -1,7 +1,10 @@
-"""A real server process in front of the device that draws names, 20 ms a wave; prompts with "ring" lose the device."""
+"""A real server process in front of the device that draws names, 20 ms a wave.
+
+Prompts with "ring" lose the device, prompts with "navy" make it hang."""
 
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +13,22 @@ from pydantic_settings import CliApp
 from diffusion.family import open_family
 from server.commands import run
 from server.failures import DeviceLost
-from server.samples import Turn
+from server.samples import Turn, Underway
 from server.settings import Settings
 from tests.server.crowd import FakeDevice
 
-RING = 2
+RING, NAVY = 2, 2
 
 
 class FragileDevice(FakeDevice):
-    """Draws names until it is asked for a ring."""
+    """Draws names until it is asked for a ring, or for something on navy."""
 
-    def wave(self, turns: Sequence[Turn]) -> list[Any]:
-        """Take one hop of each turn, or be lost."""
+    def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
+        """Take one evaluation of each turn, or be lost, or hang."""
         if any(turn.sample.condition[1:2] == (RING,) for turn in turns):
             raise DeviceLost("rings break this device")
+        if any(turn.sample.condition[2:3] == (NAVY,) for turn in turns):
+            threading.Event().wait()
         return super().wave(turns)
 
 

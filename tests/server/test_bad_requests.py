@@ -17,13 +17,6 @@ def test_a_step_count_that_is_not_served_is_answered_with_those_that_are(desk: D
     assert answer.json()["available_steps"] == [1, 2, 4, 32, 64, 128, 256, 512]
 
 
-@pytest.mark.parametrize("field", ["stream"])
-def test_fields_of_later_are_refused_by_name_never_ignored(desk: Desk, field: str) -> None:
-    answer = desk.ask(WISH | {field: 1})
-    assert blamed(answer) == [f"/{field}"]
-    assert "not offered yet" in answer.json()["detail"]
-
-
 def test_an_unknown_word_is_answered_with_the_words_that_are_known(desk: Desk) -> None:
     answer = desk.ask(WISH | {"prompt": "a red car on mint"})
     assert blamed(answer) == ["/prompt"]

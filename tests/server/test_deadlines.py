@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 
 from diffusion.family import Family
@@ -17,7 +18,7 @@ from server.samples import Sample
 from server.schemas import Timings
 from server.studio import Picture
 from tests.server.desk import Desk, blamed, problem, value
-from tests.server.processes import wait_until
+from tests.server.processes import ServerProcess, wait_until
 
 PROMPT = {"prompt": "a red star on mint", "seed": 7}
 MEMBERS = ("student-1", "student-2", "student-4", "teacher")
@@ -149,8 +150,9 @@ def test_a_brown_out_lowers_those_who_consent_and_nobody_else(family: Family) ->
     with SlowDesk(family, 1.0, brownout_high_seconds=5.0, brownout_low_seconds=1.0) as desk:
         calm = desk.ask(PROMPT | {"steps": 4, "allow_degrade": True}).json()
         assert calm["steps_used"] == 4 and calm["degraded"] is False
-    with SlowDesk(family, 1.0, brownout_high_seconds=5.0, brownout_low_seconds=1.0) as desk:
+    with SlowDesk(searched(family), 1.0, brownout_high_seconds=5.0, brownout_low_seconds=1.0) as desk:
         desk.device.gate.clear()
+        early = desk.ask_later(steps=4, allow_degrade=True)
         waiting = desk.ask_later(steps=64)
         told = desk.estimate(steps="auto", **PATIENT)
         assert (told["steps"], told["degraded"], told["degrade_reason"]) == (4, True, "brownout")
@@ -159,11 +161,13 @@ def test_a_brown_out_lowers_those_who_consent_and_nobody_else(family: Family) ->
         assert desk.estimate(steps="auto", allow_degrade=False, **PATIENT)["steps"] == 512
         assert desk.estimate(steps="auto", min_steps=32, **PATIENT)["steps"] == 32  # refuses nobody
         lowered, untouched = desk.ask_later(steps=32, allow_degrade=True), desk.ask_later(steps=32)
-        wait_until(lambda: value(desk, "stepdial_brownout_level") >= 4)  # it goes on while the backlog stays
-        assert desk.estimate(steps="auto")["steps"] <= 2
+        wait_until(lambda: value(desk, "stepdial_brownout_level") == 5)  # it goes on while the backlog stays
+        assert desk.estimate(steps="auto")["steps"] == 1
         desk.device.gate.set()
-        told = lowered.result().json()
-        assert (told["steps_requested"], told["steps_used"], told["degrade_reason"]) == (32, 4, "brownout")
+        for asked, requested, used in ((lowered, 32, 3), (early, 4, 3)):  # at the door and on the way, and on the way
+            told = asked.result().json()
+            assert (told["steps_requested"], told["steps_used"]) == (requested, used)
+            assert told["degraded"] is True and told["degrade_reason"] == "brownout"
         for asked, steps in ((untouched, 32), (waiting, 64)):
             assert asked.result().json()["steps_used"] == steps and not asked.result().json()["degraded"]
         wait_until(lambda: value(desk, "stepdial_brownout_level") == 0)
@@ -236,6 +240,18 @@ def test_an_image_in_flight_ends_on_a_coarser_student_where_that_was_consented_a
             assert told["steps_used"] == steps and told["degraded"] is consent
             assert told["student"] == ("student-4+student-2" if consent else "student-4")
             assert told["degrade_reason"] == ("deadline" if consent else None)
+
+
+def test_a_real_server_keeps_the_promises_it_makes_from_times_that_it_measured(real_server: ServerProcess) -> None:
+    told = httpx2.post(real_server.url + "/estimate", json=PROMPT | {"deadline_ms": 60_000}).json()
+    for position in told["positions"]:
+        assert position["device_seconds"] > 0 and position["encode_seconds"] > 0
+    seconds = [position["device_seconds"] for position in told["positions"]]
+    assert seconds == sorted(seconds)
+    answer = real_server.ask(**PROMPT, deadline_ms=60_000, max_steps=4).json()
+    assert answer["steps_used"] == 4 and answer["deadline_met"] is True
+    refused = real_server.ask(**PROMPT, deadline_ms=0.01)
+    assert refused.status_code == 429 and refused.json()["min_feasible_ms"] >= 1
 
 
 def test_an_image_that_encoding_made_late_is_delivered_and_said_to_be_late(family: Family) -> None:

@@ -1,5 +1,6 @@
 """Real server processes: how they start, how clients leave them, how they end."""
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -64,12 +65,26 @@ def test_a_lost_device_answers_those_who_wait_and_ends_the_process(names: Server
     assert "the device loop has ended" in names.output
 
 
-def test_sigterm_lets_accepted_requests_finish_and_then_ends_in_order(names: ServerProcess) -> None:
+def test_a_hung_device_answers_those_who_wait_and_ends_the_process(family_folder: Path) -> None:
+    with serve_names(family_folder, ["--hang-seconds", "0.5"]) as names:
+        answer = names.ask(prompt="a star on navy", steps=1)
+        assert answer.status_code == 503 and answer.json()["type"] == "/problems/device-lost"
+        assert names.wait() == 1
+        assert "the device hangs" in names.output and "ending without it" in names.output
+
+
+def test_after_sigterm_it_is_not_ready_finishes_what_it_accepted_and_ends_in_order(names: ServerProcess) -> None:
     answers: list[Any] = []
-    waiting = in_background(names, answers, **SLOW | {"steps": 64})
-    assert names.stop() == 0
+    waiting = in_background(names, answers, **SLOW | {"steps": 128})
+    names.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: names.get("/readyz").status_code == 503)
+    refusal = names.ask(prompt="a red star", steps=1)
+    assert refusal.status_code == 503 and refusal.json()["type"] == "/problems/not-ready" and not answers
+    assert refusal.headers["retry-after"]
+    assert names.get("/livez").status_code == 200
+    assert names.wait() == 0
     waiting.join()
-    assert answers[0].status_code == 200 and answers[0].json()["steps_used"] == 64
+    assert answers[0].status_code == 200 and answers[0].json()["steps_used"] == 128
     assert "Traceback" not in names.output
 
 
@@ -79,6 +94,7 @@ def test_sigterm_does_not_wait_for_ever(family_folder: Path) -> None:
         waiting = in_background(names, answers, **SLOW)
         assert names.stop() == 0
         waiting.join()
+        assert answers[0].status_code == 503
 
 
 def test_32_concurrent_requests_of_mixed_steps_get_the_bytes_they_get_alone(real_server: ServerProcess) -> None:

@@ -231,6 +231,21 @@ def test_the_next_wave_stands_ready_before_an_asynchronous_device_has_finished_t
     run(scenario, device)
 
 
+def test_last_steps_do_not_hold_the_next_wave_of_their_network_back() -> None:
+    device = FakeDevice(asynchronous=True)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        device.gate.clear()
+        calls = [asyncio.ensure_future(scheduler.draw([Sample(ONE, (), seed=1)]))]
+        await held(device, 1)
+        calls.append(asyncio.ensure_future(scheduler.draw([Sample(ONE, (), seed=2)])))
+        await held(device, 2)
+        device.gate.set()
+        await asyncio.gather(*calls)
+
+    run(scenario, device)
+
+
 def test_a_wave_is_cut_as_late_as_possible_so_that_it_can_grow() -> None:
     device = FakeDevice()
     device.timings = (Timing("two", False, 1, 30.0),)  # it should take long: there is time

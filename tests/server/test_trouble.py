@@ -44,7 +44,7 @@ def test_a_bug_is_a_500_without_its_inner_words(desk: Desk, monkeypatch: pytest.
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("at /secret/place")
 
-    monkeypatch.setattr("server.routes._json_response", broken)
+    monkeypatch.setattr("server.routes.json_answer", broken)
     assert "secret" not in json.dumps(problem(desk.ask(), 500))
 
 

@@ -28,7 +28,7 @@ from training.composition import (
     words,
 )
 from training.confirmation import SearchRecord
-from training.curve import sampler_curves, student_curves
+from training.curve import frontier_curves, sampler_curves
 from training.datasets import FiniteSet
 from training.features import JUDGE, train_judge
 from training.report import rescues_table, searched_table
@@ -306,7 +306,7 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
     curves = sampler_curves(samplers)
     assert {rule for rule, _ in curves} == {"ddim", "addim", "ancestral", "noise_ddim", "heun"}
     assert [point.evaluations for point in curves["heun", 1.0]] == [6] and curves["ddim", 0.0][0].evaluations == 3
-    assert [point.evaluations for point in student_curves(family.frontier)["student"]] == [1, 2, 4]
+    assert [point.evaluations for point in frontier_curves(family.frontier)["student"]] == [1, 2, 4]
     picture = tmp_path / "curve.png"
     asked = ["--family", folder, "--samplers", tmp_path / "samplers-digits.json", "--out", picture]
     assert not call(monkeypatch, "curve", *asked)

@@ -9,9 +9,10 @@ import torch
 
 import stepdial
 from diffusion.family import Family, open_family, write_tensors
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import evaluate
 from training.features import JUDGE, train_judge
 from training.report import dial_table
+from training.yardstick import Evaluation
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -47,7 +48,13 @@ def test_one_network_is_distilled_for_several_counts_measured_beside_a_separate_
 
     write_tensors(folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
     how = Evaluation(
-        samples=80, seeds=(1,), precision="fp32", device=torch.device("cpu"), command="stepdial evaluate", commit="a"
+        samples=80,
+        seeds=(1,),
+        precision="fp32",
+        device=torch.device("cpu"),
+        command="stepdial evaluate",
+        commit="a",
+        folder=tmp_path / "scores",
     )
     first = evaluate(open_family(folder), digit_set, [2], how, sources=("whole",))
     assert [(position.steps, position.source) for position in first.positions] == [(2, "whole")]
