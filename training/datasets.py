@@ -35,25 +35,40 @@ class DataSet(Protocol):
         """Return images start .. start + count of the endless shuffled stream of `seed`."""
 
 
-class Shapes:
-    """The procedural captioned set (training/shapes.py), or only its combinations held out of training."""
+class Procedural:
+    """A procedural captioned set (training/shapes.py), or only its combinations held out of training.
+
+    "shapes" shows one shape, "scenes" one or two.
+    """
 
     channels = 3
-    description = "Coloured shapes on plain backgrounds."
-    conditioning: Conditioning = shapes.CONDITIONING
 
-    def __init__(self, resolution: int = 32, *, held_out: bool = False):
-        self.name, self.resolution, self.held_out = "shapes", resolution, held_out
+    def __init__(self, name: str, resolution: int = 32, *, held_out: bool = False):
+        self.name, self.resolution, self.held_out = name, resolution, held_out
+        single = name == "shapes"
+        self.conditioning: Conditioning = shapes.CONDITIONING if single else shapes.SCENES
+        self.description = f"{'Coloured shapes' if single else 'One coloured shape or two'} on plain backgrounds."
 
     def batch(self, start: int, count: int, *, seed: int) -> Batch:
-        """Draw the pictures; about 0.35 ms each."""
+        """Paint the pictures; about half a millisecond each."""
         images, conditions = [], []
         for index in range(start, start + count):
             rng = np.random.default_rng((seed, index, self.held_out))
-            condition = shapes.draw_condition(rng, held_out=self.held_out)
-            images.append(shapes.draw_image(rng, condition, self.resolution))
+            image, condition = self._one(rng)
+            images.append(image)
             conditions.append(condition)
         return pixels_to_latents(np.stack(images)), torch.tensor(conditions)
+
+    def unseen(self) -> "Procedural":
+        """Return the same set's combinations that training never draws."""
+        return Procedural(self.name, self.resolution, held_out=True)
+
+    def _one(self, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
+        if self.name == "shapes":
+            single = shapes.draw_single(rng, held_out=self.held_out)
+            return shapes.paint_single(rng, single, self.resolution), single
+        scene = shapes.draw_scene(rng, held_out=self.held_out)
+        return shapes.paint_scene(rng, scene, self.resolution), scene
 
 
 class FiniteSet:
@@ -129,14 +144,14 @@ def image_folder(folder: Path, resolution: int) -> FiniteSet:
 
 
 def open_data(name: str, resolution: int) -> DataSet:
-    """Open "shapes", "digits" or a folder of images.  Raises DataError for anything else."""
-    if name == "shapes":
-        return Shapes(resolution)
+    """Open "shapes", "scenes", "digits" or a folder of images.  Raises DataError for anything else."""
+    if name in ("shapes", "scenes"):
+        return Procedural(name, resolution)
     if name == "digits":
         return digits()
     if Path(name).is_dir():
         return image_folder(Path(name), resolution)
-    raise DataError(f"data {name!r} is neither 'shapes', 'digits' nor a folder")
+    raise DataError(f"data {name!r} is neither 'shapes', 'scenes', 'digits' nor a folder")
 
 
 def pixels_to_latents(images: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ from diffusion.plans import Hop, Plan
 from diffusion.sampler import Network, follow
 from kernels import noise
 from training import provenance
-from training.datasets import DataSet, Shapes
+from training.datasets import DataSet, Procedural
 from training.features import JUDGE
 from training.teacher import in_precision
 from training.yardstick import Evaluation, Yardstick, measure
@@ -82,7 +82,7 @@ class Scorer:
     def images(self) -> int:
         """Images that `quality` draws of each plan, those of held-out prompts included."""
         samples = self.evaluation.samples
-        quarter = max(1, samples // HELD_OUT_PART) if isinstance(self.yardstick.data, Shapes) else 0
+        quarter = max(1, samples // HELD_OUT_PART) if isinstance(self.yardstick.data, Procedural) else 0
         return (samples + quarter) * len(self.evaluation.seeds)
 
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
@@ -126,13 +126,15 @@ class Scorer:
     def quality(self, plans: Sequence[Plan], *, guidance: float | None = None, label: str) -> list[Quality]:
         """Measure plans over the evaluation's seeds; all plans get the same prompts and noise."""
         data, samples = self.yardstick.data, self.evaluation.samples
-        distances, right, unseen = [], [], []
+        distances: list[list[float]] = []
+        right: list[list[float]] = []
+        unseen: list[list[float]] = []
         for seed in self.evaluation.seeds:
             scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
-            if isinstance(data, Shapes):
-                held_out, quarter = Shapes(data.resolution, held_out=True), max(1, samples // HELD_OUT_PART)
+            if isinstance(data, Procedural):
+                held_out, quarter = data.unseen(), max(1, samples // HELD_OUT_PART)
                 scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [
@@ -151,7 +153,7 @@ class Scorer:
         weights = {self.family.guidance(plan, guidance) for plan in plans}
         assert len(weights) == 1  # latents are shared, so they must have been guided alike
         (weight,) = weights
-        held_out = isinstance(data, Shapes) and data.held_out
+        held_out = isinstance(data, Procedural) and data.held_out
         about = f"{label}, seed {seed}" + (", held out" if held_out else "")
         parts = []
         with tqdm(total=samples * evaluations(plans), desc=about, unit="eval", mininterval=1, leave=False) as bar:
