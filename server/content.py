@@ -1,0 +1,54 @@
+"""What names an answer's bytes before they are drawn: entity tags and result caches are made of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+
+import torch
+
+from diffusion.family import Family
+from diffusion.plans import Plan
+from server.images import Format
+from server.samples import Sample
+
+
+def content_key(family: Family, samples: Sequence[Sample], output_format: Format) -> str:
+    """Return the SHA-256, in hex, of all that the samples' image files are a function of.
+
+    Equal keys mean equal bytes, so every sample must be exact (ValueError otherwise) and be drawn by its own plan to
+    the end. Machines whose arithmetic may round differently, and versions that may draw or encode differently, have
+    different keys: they do not answer for each other.
+    """
+    if not all(sample.exact for sample in samples):
+        raise ValueError("only exact samples have a key: the bytes of others depend on the crowd")
+    plans = list(dict.fromkeys(sample.plan for sample in samples))
+    facts = {
+        "code": [version("stepdial"), version("pillow"), _arithmetic()],
+        "family": _weights(family, plans),
+        "plans": [plan.model_dump(mode="json") for plan in plans],
+        "samples": [
+            [plans.index(sample.plan), sample.condition, sample.seed, sample.index, sample.guidance]
+            for sample in samples
+        ],
+        "format": output_format,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(family: Family, plans: Sequence[Plan]) -> dict[str, object]:
+    """The part of the manifest that draws; names and words do not, nor does what was measured."""
+    manifest = family.manifest
+    members = [manifest.member(name) for name in dict.fromkeys(name for plan in plans for name in plan.members)]
+    return {
+        "members": {member.name: [member.weights.sha256, member.network.model_dump(mode="json")] for member in members},
+        "sampling": manifest.model_dump(mode="json", include={"channels", "resolution", "schedule", "variance"}),
+    }
+
+
+@cache
+def _arithmetic() -> str:
+    """PyTorch's build and what it computes with; the promise of exact bytes holds for one kind of device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__} {device}"
