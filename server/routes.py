@@ -49,6 +49,8 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
         finally:
             metrics.REQUESTS.labels(steps, outcome).inc()
         account = account_of(wish, pictures, timings)
+        if all(picture.cached for picture in pictures):
+            response.headers["X-Cache"] = "hit"
         if raw:
             return _raw_response(account, pictures[0], raw, timings)
         response.headers.update(account_headers(account))
@@ -122,6 +124,8 @@ def _raw_response(account: Account, picture: Picture, output_format: Format, tim
         "X-Seed": str(picture.seed),
         "Server-Timing": ", ".join(stages),
     }
+    if picture.cached:
+        headers["X-Cache"] = "hit"
     return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
 
 
@@ -141,6 +145,7 @@ RAW_HEADERS = {
     **ACCOUNT_HEADERS,
     "X-Seed": "The seed, with raw bytes",
     "Server-Timing": "queue, device, encode and total, in milliseconds, with raw bytes",
+    "X-Cache": "hit where all images came out of the result cache; they are the bytes that drawing gives",
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
