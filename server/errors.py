@@ -17,6 +17,12 @@ from server.failures import (
     DeviceLost,
     DrawFailed,
     FieldRefused,
+    JobGivenUp,
+    JobImageMissing,
+    JobsFull,
+    JobsUnavailable,
+    JobUnknown,
+    KeyReused,
     ModelUnknown,
     NotMeasured,
     NotReady,
@@ -52,6 +58,12 @@ TABLE: dict[type[Exception], Answer] = {
     TimedOut: Answer(504, "timed-out", "Not drawn in time", "timeout"),
     DrawFailed: Answer(500, "draw-failed", "The device could not draw this", "failed"),
     DeviceLost: Answer(503, "device-lost", "The device is lost", "failed"),
+    JobUnknown: Answer(404, "job-unknown", "No such job", "invalid"),
+    JobImageMissing: Answer(404, "job-image-missing", "No such image", "invalid"),
+    JobsFull: Answer(503, "jobs-full", "Too many jobs are waiting", "rejected"),
+    JobsUnavailable: Answer(503, "jobs-unavailable", "Jobs cannot be reached", "rejected"),
+    JobGivenUp: Answer(500, "job-given-up", "The job was given up", "failed"),
+    KeyReused: Answer(409, "idempotency-key-reused", "The idempotency key was used with another body", "invalid"),
     ClientGone: Answer(499, "client-gone", "The client has gone", "cancelled"),
 }
 """Every failure that has an answer of its own; whatever else is raised is a plain 500."""
@@ -70,11 +82,11 @@ def answer_for(error: Exception) -> Answer:
 
 def retry_after(error: Exception) -> dict[str, str]:
     """Return the Retry-After header of failures that pass: whole seconds, from the backlog where that is why."""
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | JobsFull):
         return {"Retry-After": str(max(1, math.ceil(error.backlog_seconds)))}
-    if isinstance(error, NotReady | DeviceLost):
+    if isinstance(error, NotReady | DeviceLost | JobsUnavailable):
         return {"Retry-After": str(STARTING_RETRY_SECONDS)}
-    if isinstance(error, DeadlineUnattainable):  # OpenAI's clients would send it again, later than it was wanted
+    if isinstance(error, DeadlineUnattainable | KeyReused):  # OpenAI's clients would send it again, for nothing
         return {"X-Should-Retry": "false"}
     return {}
 
@@ -93,11 +105,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _failed)
 
 
-def problem_of(request: Request, error: Exception) -> Problem:
-    """Return a failure as a problem; one that is the server's fault is logged."""
+def problem_of(error: Exception) -> Problem:
+    """Return the problem that tells of an error."""
     answer = answer_for(error)
-    if answer.status == 500:
-        log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
     problem = Problem(type=_type(answer.type), title=answer.title, status=answer.status, detail=_detail(error, answer))
     if isinstance(error, FieldRefused):
         problem.errors = [FieldProblem(pointer=f"/{error.field}", detail=str(error))]
@@ -110,10 +120,18 @@ def problem_of(request: Request, error: Exception) -> Problem:
     return problem
 
 
+def logged_problem(request: Request, error: Exception) -> Problem:
+    """Return the problem that tells of an error; one that is the server's fault is logged."""
+    answer = answer_for(error)
+    if answer.status == 500:
+        log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
+    return problem_of(error)
+
+
 async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGone):
         return Response(status_code=499)
-    return problem_response(problem_of(request, error), retry_after(error))
+    return problem_response(logged_problem(request, error), retry_after(error))
 
 
 def _detail(error: Exception, answer: Answer) -> str:

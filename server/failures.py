@@ -74,3 +74,32 @@ class StepsNotServed(FieldRefused):
         super().__init__("steps", f"{steps} is not served; the dial has {', '.join(map(str, available))}")
         self.available = available
         """The dial positions that are served, rising."""
+
+
+class JobUnknown(Exception):
+    """There is no such job, or no longer."""
+
+
+class JobImageMissing(Exception):
+    """The job has no such image, or not yet."""
+
+
+class JobsFull(Exception):
+    """As many jobs wait as are allowed."""
+
+    def __init__(self, backlog_seconds: float):
+        super().__init__("too many jobs are waiting")
+        self.backlog_seconds = backlog_seconds
+        """How long this replica's device will need for what it has begun, in seconds, as measured."""
+
+
+class JobsUnavailable(Exception):
+    """The store of jobs cannot be reached; whatever needs no store goes on."""
+
+
+class JobGivenUp(Exception):
+    """The job was begun as often as is allowed and never finished: it may be what ends the servers that draw it."""
+
+
+class KeyReused(Exception):
+    """The idempotency key stands for a job with another body."""

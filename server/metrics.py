@@ -49,6 +49,17 @@ PENDING_EVALUATIONS = Gauge("stepdial_pending_evaluations", "Evaluations that ac
 PENDING_LIMIT = Gauge("stepdial_pending_evaluations_limit", "Pending evaluations above which requests are refused")
 BACKLOG_SECONDS = Gauge("stepdial_backlog_seconds", "Time the pending evaluations will take, as measured")
 
+JOBS = Counter("stepdial_jobs", "Jobs that this replica accepted, refused, finished or lost to another", ["outcome"])
+JOBS_BEGUN = Counter("stepdial_jobs_begun", "Jobs begun by this replica; again: by somebody before, too", ["again"])
+JOBS_BACKLOG = Gauge("stepdial_jobs_backlog", "Jobs that wait or run, over all replicas")
+JOBS_RUNNING = Gauge("stepdial_jobs_running", "Jobs that this replica draws")
+JOBS_REACHABLE = Gauge("stepdial_jobs_reachable", "1 while the job store answers")
+
+CACHE_REQUESTS = Counter(
+    "stepdial_cache_requests", "Requests by what the result cache had for them: hit, miss, bypass, error", ["result"]
+)
+CACHE_BYTES = Gauge("stepdial_cache_bytes", "Image files in the result cache in memory")
+
 READY = Gauge("stepdial_ready", "1 once every network is loaded, warm and checked")
 STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["network", "sha256"])
 STUDENT_QUALITY = Gauge(

@@ -14,7 +14,7 @@ from diffusion.family import Family
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
 from server.contract import described
 from server.dial import Dial, Wish
-from server.errors import problem_of
+from server.errors import logged_problem
 from server.events import Events, event, event_stream
 from server.failures import FieldRefused, ModelUnknown
 from server.openai_errors import error_answer, errors
@@ -171,7 +171,7 @@ def partial_hops(hops: int, wanted: int) -> set[int]:
 
 
 def _error_event(request: Request) -> Callable[[Exception], bytes]:
-    return lambda error: event("error", error_answer(problem_of(request, error)).model_dump_json(ensure_ascii=True))
+    return lambda error: event("error", error_answer(logged_problem(request, error)).model_dump_json(ensure_ascii=True))
 
 
 def _facts(used: int, own: GenerateRequest, size: str) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
             pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
         account = account_of(wish, pictures, timings)
         headers = account_headers(account) | tag_headers(tag)
+        if all(picture.cached for picture in pictures):
+            headers["X-Cache"] = "hit"
         if raw:
             return _raw_response(pictures[0], raw, timings, headers)
         response.headers.update(headers)
@@ -130,6 +132,7 @@ RAW_HEADERS = {
     **ACCOUNT_HEADERS,
     "X-Seed": "The seed, with raw bytes",
     "Server-Timing": "queue, device, encode and total, in milliseconds, with raw bytes",
+    "X-Cache": "hit where all images came out of the result cache; they are the bytes that drawing gives",
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

@@ -1,5 +1,6 @@
 """Every knob of the server: its default, its unit, its environment variable and its command-line flag."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -48,5 +49,27 @@ class Settings(BaseSettings):
     """Backlog above which consenting requests get fewer steps, in seconds of device time; a level every half second."""
     brownout_low_seconds: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Backlog below which they get more again, in seconds of device time; smaller than brownout_high_seconds."""
+    redis_url: str = Field(
+        default_factory=lambda: os.environ.get("REDIS_URL", ""),
+        pattern=r"^$|^(rediss?|unix)://",
+        validate_default=True,
+        repr=False,
+    )
+    """Redis that all replicas share, for jobs and results: redis://[user:password@]host:port/number; REDIS_URL is
+    understood too. Without one, jobs and results live and end with this process."""
+    max_jobs: int = Field(default=1000, ge=1)
+    """Jobs that may wait or run, over all replicas; one more is refused with 503."""
+    job_result_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    """How long a job is known after its end, with its images and its idempotency key, in seconds."""
+    job_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Without Redis: bytes that jobs and their images may occupy; ended jobs are forgotten early, oldest first, above it."""
+    job_lease_seconds: float = Field(default=15.0, ge=0.1, allow_inf_nan=False)
+    """With Redis: how long a replica may be silent before others take its jobs, in seconds."""
+    job_attempts: int = Field(default=3, ge=1)
+    """How often a job is begun; when it still has neither ended nor been handed back, it has failed."""
+    cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Bytes of image files that the result cache may hold in memory; 0 turns the cache off, the one in Redis too."""
+    cache_seconds: int = Field(default=3600, ge=1)
+    """With Redis: how long the result cache keeps an image, in seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important message that is logged."""

@@ -12,7 +12,7 @@ from fastapi import Request
 from server.accept import wanted_answer
 from server.account import account_of
 from server.dial import Dial, Wish
-from server.errors import problem_of
+from server.errors import logged_problem
 from server.events import Events, event
 from server.failures import FieldRefused
 from server.images import Format
@@ -43,7 +43,7 @@ async def generate_events(request: Request, body: GenerateRequest, dial: Dial, s
 def error_event(request: Request) -> Callable[[Exception], bytes]:
     """Return what makes the event `error`, a problem, of what goes wrong after the first event."""
     return lambda error: event(
-        "error", problem_of(request, error).model_dump_json(exclude_none=True, ensure_ascii=True)
+        "error", logged_problem(request, error).model_dump_json(exclude_none=True, ensure_ascii=True)
     )
 
 

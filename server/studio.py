@@ -2,21 +2,26 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import perf_counter
 
 import numpy as np
 
+from diffusion.family import Family
 from diffusion.plans import Plan
 from server import metrics, tickets
+from server.cache import NoCache, ResultCache
+from server.content import content_key
 from server.dial import Wish
 from server.failures import DeadlinePassed, TimedOut
 from server.images import EncodePool, Format
 from server.promises import Reason
-from server.scheduler import Drawn, Scheduler
+from server.samples import Sample
+from server.scheduler import Scheduler
 from server.schemas import Timings
+from server.tickets import Drawn, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Picture:
     """The plan that drew it, where that is a shorter one than the wish's."""
     shortened: Reason | None = None
     """Why it is shorter, where it is."""
+    cached: bool = False
+    """Whether it came out of the result cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +55,52 @@ UNSENT_PREVIEWS = 64
 
 
 class Studio:
-    """Draws and encodes."""
+    """Draws and encodes what the result cache does not have."""
 
-    def __init__(self, scheduler: Scheduler, encoders: EncodePool, *, timeout_seconds: float):
+    def __init__(
+        self, scheduler: Scheduler, encoders: EncodePool, cache: ResultCache, family: Family, *, timeout_seconds: float
+    ):
         self._scheduler = scheduler
         self._encoders = encoders
+        self._cache = cache
+        self._family = family
         self._timeout_seconds = timeout_seconds
 
     async def make(
-        self, wish: Wish, output_format: Format, *, preview: tickets.Preview | None = None
+        self,
+        wish: Wish,
+        output_format: Format,
+        *,
+        preview: tickets.Preview | None = None,
+        progress: Progress | None = None,
     ) -> tuple[list[Picture], Timings]:
         """Return the wish's images, in the order of their indices. Cancel this to drop the work.
 
-        preview is called as in Scheduler.draw.
+        preview and progress are called as in Scheduler.draw, for the images that are drawn.
         Raises TimedOut and DeadlinePassed by its own clock, and whatever Scheduler.draw raises.
         """
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                drawn = await self._draw(wish, preview)
+                keys = self._keys(wish, output_format)
+                known = await self._known(wish, keys)
+                missing = [sample for sample in wish.samples if sample.index not in known]
+                drawn = await self._draw(wish, missing, preview, progress) if missing else []
                 encoding = perf_counter()
                 files = await asyncio.gather(*(self._encoders.encode(image.pixels, output_format) for image in drawn))
+                done = perf_counter()
         except TimeoutError:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
-        done = perf_counter()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
-        _record(wish, timings, shortened=next((image.shortened for image in drawn if image.shortened), None))
-        pictures = [
-            Picture(file, sample.seed, sample.index, image.plan if image.shortened else None, image.shortened)
-            for file, sample, image in zip(files, wish.samples, drawn, strict=True)
-        ]
-        return pictures, timings
+        _record(wish, timings, drawn)
+        fresh = {
+            sample.index: Picture(
+                file, sample.seed, sample.index, image.plan if image.shortened else None, image.shortened
+            )
+            for sample, file, image in zip(missing, files, drawn, strict=True)
+        }
+        await self._keep(keys, fresh)
+        pictures = known | fresh
+        return [pictures[sample.index] for sample in wish.samples], timings
 
     async def show(
         self, wish: Wish, output_format: Format, *, shown: Callable[[int], bool] = lambda hop: True
@@ -111,37 +134,69 @@ class Studio:
             making.cancel()
             await asyncio.gather(making, return_exceptions=True)
 
-    async def _draw(self, wish: Wish, preview: tickets.Preview | None) -> list[Drawn]:
+    async def _draw(
+        self,
+        wish: Wish,
+        samples: Sequence[Sample],
+        preview: tickets.Preview | None,
+        progress: Progress | None,
+    ) -> list[Drawn]:
         """Draw by the wish's deadline or not at all; what was drawn in time is worth encoding even if that is late."""
         if wish.deadline is None:
-            return await self._scheduler.draw(wish.samples, preview=preview)
+            return await self._scheduler.draw(samples, preview=preview, progress=progress)
         try:
             async with asyncio.timeout(wish.deadline - perf_counter()):
-                deadline = wish.deadline - wish.encode_seconds
-                return await self._scheduler.draw(wish.samples, deadline=deadline, preview=preview)
+                due = wish.deadline - wish.encode_seconds
+                return await self._scheduler.draw(samples, deadline=due, preview=preview, progress=progress)
         except TimeoutError:
             metrics.DEADLINES.labels(str(wish.steps), "missed").inc()
             raise DeadlinePassed("the deadline passed before the images were drawn; their work was dropped") from None
 
+    def _keys(self, wish: Wish, output_format: Format) -> dict[int, str]:
+        """The cache's key of each image by its index; none where nothing is cached. One hash serves all images."""
+        if isinstance(self._cache, NoCache) or not all(sample.exact for sample in wish.samples):
+            return {}
+        key = content_key(self._family, [replace(wish.samples[0], index=0)], output_format)
+        return {sample.index: f"{key}:{sample.index}" for sample in wish.samples}
+
+    async def _known(self, wish: Wish, keys: dict[int, str]) -> dict[int, Picture]:
+        """The pictures that the cache has, by their index."""
+        files = await self._cache.get(list(keys.values())) if keys else None
+        if files is None:
+            metrics.CACHE_REQUESTS.labels("error" if keys else "bypass").inc()
+            return {}
+        metrics.CACHE_REQUESTS.labels("miss" if None in files else "hit").inc()
+        found = zip(keys, files, strict=True)
+        return {index: Picture(file, wish.seed, index, cached=True) for index, file in found if file is not None}
+
+    async def _keep(self, keys: dict[int, str], fresh: dict[int, Picture]) -> None:
+        """Put what was drawn into the cache, but for images that ended by another plan than their key says."""
+        files = {keys[index]: picture.data for index, picture in fresh.items() if keys and picture.plan is None}
+        if files:
+            await self._cache.put(files)
+
 
 def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float) -> Timings:
-    last = max(drawn, key=lambda image: image.queue_seconds + image.device_seconds)
+    last = max(drawn, key=lambda image: image.queue_seconds + image.device_seconds, default=None)
     return Timings(
-        queue_seconds=last.queue_seconds,
-        device_seconds=last.device_seconds,
+        queue_seconds=last.queue_seconds if last else 0.0,
+        device_seconds=last.device_seconds if last else 0.0,
         encode_seconds=encode_seconds,
         total_seconds=total_seconds,
     )
 
 
-def _record(wish: Wish, timings: Timings, *, shortened: Reason | None) -> None:
+def _record(wish: Wish, timings: Timings, drawn: Sequence[Drawn]) -> None:
+    """Tell the metrics. What the cache answered alone is no latency: they say what drawing costs."""
     steps = str(wish.steps)
-    metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
-    metrics.IMAGES.labels(steps).inc(len(wish.samples))
     if wish.deadline_seconds is not None:
         result = "met" if timings.total_seconds <= wish.deadline_seconds else "missed"
         metrics.DEADLINES.labels(steps, result).inc()
-    if reason := wish.reason or shortened:
+    if reason := wish.reason or next((image.shortened for image in drawn if image.shortened), None):
         metrics.DEGRADED.labels(reason).inc()
+    if not drawn:
+        return
+    metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
+    metrics.IMAGES.labels(steps).inc(len(drawn))
     for stage in ("queue", "device", "encode"):
         metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))

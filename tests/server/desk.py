@@ -19,12 +19,12 @@ WISH = {"prompt": "a red star on mint", "steps": 4, "seed": 7}
 
 
 class Desk:
-    """A client of an app whose device is a fake."""
+    """A client of an app whose device is a fake; the result cache is off unless a test wants it."""
 
     def __init__(self, family: Family, **settings: Any):
         self.device = FakeDevice()
         self.stopped = threading.Event()
-        self.settings = Settings(family=family.folder, **settings)
+        self.settings = Settings(family=family.folder, **{"cache_bytes": 0, **settings})
         self.app = create_app(self.settings, family, self.device, stop=self.stopped.set)
         self.client = TestClient(self.app, raise_server_exceptions=False)
 

@@ -93,10 +93,10 @@ class ServerProcess:
 
 
 def serve_real(folder: Path, *arguments: str) -> ServerProcess:
-    """A server as users start it."""
-    return ServerProcess("server", "--family", str(folder), *arguments)
+    """A server as users start it, but for the result cache: what is asked for is drawn."""
+    return ServerProcess("server", "--family", str(folder), "--cache-bytes", "0", *arguments)
 
 
 def serve_names(folder: Path, arguments: Sequence[str] = ()) -> ServerProcess:
-    """A server whose device draws names (tests/server/name_server.py)."""
-    return ServerProcess("tests.server.name_server", "--family", str(folder), *arguments)
+    """A server whose device draws names (tests/server/name_server.py), and no result cache."""
+    return ServerProcess("tests.server.name_server", "--family", str(folder), "--cache-bytes", "0", *arguments)

@@ -107,6 +107,6 @@ def test_32_concurrent_requests_of_mixed_steps_get_the_bytes_they_get_alone(real
 
 
 def test_a_wrong_argument_is_told_in_a_line(tmp_path: Path) -> None:
-    for arguments, word in ((("--max-wave", "0"), "max_wave"), (("--device", "abacus"), "device")):
+    for arguments, word in ((("--max-wave", "0"), "max_wave"), (("--redis-url", "abacus"), "redis_url")):
         with pytest.raises(AssertionError, match=word), serve_real(tmp_path, *arguments) as server:
             raise RuntimeError(f"started: {server.output}")

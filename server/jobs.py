@@ -1,0 +1,162 @@
+"""Jobs: requests that are kept until somebody draws them, and results that are kept until somebody fetches them.
+
+Drawing is a pure function of the samples, and the seed is fixed when a job is accepted. So a job whose replica died may be
+begun again, and even be drawn twice: the images are the same, and the store takes only one answer. Everything here
+rests on that.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from server.dial import Wish
+from server.failures import FieldRefused
+from server.images import Format
+from server.schemas import GenerateRequest, Problem, Timings
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+"""How far a job is; the last three are final."""
+
+ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+"""The final states."""
+
+
+class Accepted(BaseModel):
+    """What a job is, from its acceptance to its end."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    id: str
+    """job_ and 128 random bits, in hex: who knows it may read and cancel the job."""
+    created: float
+    """Seconds since 1970, UTC."""
+    request: dict[str, Any]
+    """The body, with model, steps and seed filled in. Not a GenerateRequest: a replica of another version may have written it."""
+    fingerprint: str
+    """SHA-256 of the body as it came, to tell whether two bodies under one idempotency key are the same."""
+    model: str
+    """Family that draws."""
+    student: str
+    """The networks that draw, joined by +."""
+    steps_requested: int | Literal["auto"]
+    """Dial position that was asked for."""
+    steps: int
+    """Dial position that it stands for."""
+    seed: int
+    n: int
+    """Images."""
+    output_format: Format
+
+
+class Outcome(BaseModel):
+    """How a job ended."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    problem: Problem | None = None
+    """Why it failed."""
+    timings: Timings | None = None
+    """Where the time of the successful attempt went."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of each image file."""
+
+
+class Job(BaseModel):
+    """A job as it stands."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    accepted: Accepted
+    state: JobState = "queued"
+    attempts: int = 0
+    """How often the job was begun; handing it back in order takes its attempt back."""
+    evaluations: int = 0
+    """Network evaluations done in this attempt, as last reported."""
+    position: int | None = None
+    """Jobs that are ahead of this one in the queue; None when it is not queued."""
+    ended: float | None = None
+    """When it ended, in seconds since 1970, UTC."""
+    outcome: Outcome = Outcome()
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.accepted.id
+
+
+def patient(body: GenerateRequest) -> GenerateRequest:
+    """Return the request as a job's: it waits rather than take fewer steps. Raises FieldRefused for a deadline."""
+    if body.deadline_ms is not None:
+        raise FieldRefused("deadline_ms", "a job is not waited for and has no deadline; POST /generate keeps one")
+    return body.model_copy(update={"allow_degrade": False})
+
+
+def accept(body: GenerateRequest, wish: Wish) -> Accepted:
+    """Return the job of a patient request that the dial understands as this wish, with all that is left open filled in."""
+    chosen = wish.steps_requested == "auto"
+    filled = patient(body).model_copy(
+        update={
+            "model": wish.model,
+            "steps": wish.steps,
+            "plan": body.plan or ("auto" if chosen else None),
+            "seed": wish.seed,
+            **dict.fromkeys(("num_inference_steps", "min_steps", "max_steps")),
+        }
+    )
+    return Accepted(
+        id=f"job_{secrets.token_hex(16)}",
+        created=time.time(),
+        request=filled.model_dump(mode="json", exclude_unset=True, exclude_none=True),
+        fingerprint=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+        model=wish.model,
+        student=wish.student,
+        steps_requested=wish.steps_requested,
+        steps=wish.steps,
+        seed=wish.seed,
+        n=len(wish.samples),
+        output_format=body.output_format,
+    )
+
+
+class JobStore(Protocol):
+    """Where jobs wait and results are kept. Every method raises JobsUnavailable when the store cannot be reached.
+
+    A job that was taken belongs to the taker until it is finished, given back or cancelled, or until the taker has not
+    renewed it for a lease: then the next one may take it. Accepted jobs are never dropped.
+    """
+
+    async def add(self, accepted: Accepted, key: str | None) -> Job | None:
+        """Queue a job; return it, or the job that the idempotency key already stands for, or None: the queue is full."""
+
+    async def find(self, job_id: str) -> Job | None:
+        """Return the job; None when it is not known, or no longer."""
+
+    async def image(self, job_id: str, index: int) -> bytes | None:
+        """Return an image file of a job that is done."""
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """End the job if it has not ended, and return it."""
+
+    async def backlog(self) -> int:
+        """Return how many jobs have not ended."""
+
+    async def take(self) -> Job | None:
+        """Return the job that is next, now running and the caller's; None when there is none."""
+
+    async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
+        """Report job id -> evaluations done for all the caller's jobs; return the ids of those that are no longer its own."""
+
+    async def finish(
+        self, job_id: str, state: Literal["done", "failed"], outcome: Outcome, files: Sequence[bytes]
+    ) -> bool:
+        """End the caller's job; False when it is no longer the caller's, and what it brings is thrown away."""
+
+    async def give_back(self, job_id: str, *, attempted: bool) -> None:
+        """Queue the caller's job again, before those that came later; attempted says whether the attempt counts."""
+
+    async def close(self) -> None:
+        """Give back whatever the caller still has, and let go of the store."""
