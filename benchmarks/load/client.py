@@ -109,28 +109,31 @@ class Client:
         async with self._session.get(self.url + path) as response:
             return await response.text()
 
+    async def post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request and return status, headers and body of its answer. Raises TimeoutError or aiohttp.ClientError."""
+        async with self._session.post(self.url + self._path, json=body) as response:
+            return response.status, response.headers, await response.read()
+
     async def send(self, steps: Steps, body: Mapping[str, Any], scheduled: float, began: float) -> Answer:
         """Send a request now and return how it ended; `began` is the run's beginning on the clock of perf_counter."""
         sent = perf_counter() - began
         try:
-            async with self._session.post(self.url + self._path, json=body) as response:
-                data = await response.read()
+            status, headers, data = await self.post(body)
         except (TimeoutError, aiohttp.ClientError) as error:
             outcome = "timeout" if isinstance(error, TimeoutError) else "connection"
             return Answer(steps, scheduled, sent, perf_counter() - began, outcome)
         done = perf_counter() - began
-        if response.status == 200:
+        if status == 200:
             return _drawn(steps, (scheduled, sent, done), json.loads(data))
-        after = response.headers.get("Retry-After", "")
+        after = headers.get("Retry-After", "")
         seconds = float(after) if after.isdecimal() else None
-        return Answer(steps, scheduled, sent, done, str(response.status), retry_after=seconds)
+        return Answer(steps, scheduled, sent, done, str(status), retry_after=seconds)
 
     async def leave(self, body: Mapping[str, Any], seconds: float) -> bool:
         """Send a request and hang up after so many seconds; return whether it was still unanswered then."""
         try:
             async with asyncio.timeout(seconds):
-                async with self._session.post(self.url + self._path, json=body) as response:
-                    await response.read()
+                await self.post(body)
         except TimeoutError:
             return True
         return False

@@ -9,7 +9,7 @@ from pydantic_settings import CliApp, CliSettingsSource
 
 from benchmarks.load.settings import BenchSettings
 
-NEEDED = "stepdial bench needs the packages of an extra: pip install -e '.[bench]'"
+NEEDED = "stepdial: this needs the packages of an extra: pip install -e '.[bench]'"
 
 
 def bench(arguments: Sequence[str]) -> int:

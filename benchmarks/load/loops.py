@@ -54,6 +54,10 @@ Tick = Callable[[float, int, int], None]
 """Called about twice a second with: seconds so far, answers so far, requests in flight."""
 
 
+def unwatched(seconds: float, answers: int, flying: int) -> None:
+    """A Tick for runs that nobody watches."""
+
+
 async def open_loop(client: Client, wishes: Wishes, times: Iterator[float], extent: Extent, tick: Tick) -> Run:
     """Send requests at the given times (rising), whether earlier ones were answered or not, and wait for every answer."""
     load = _Load(client, wishes, tick)

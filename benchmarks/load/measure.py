@@ -89,7 +89,7 @@ async def _run(
     return await open_loop(client, wishes, arrivals(settings.arrivals, load, random, **bursts), extent, tick)
 
 
-def _bar(settings: BenchSettings, load: float) -> tqdm:  # type: ignore[type-arg]
+def _bar(settings: BenchSettings, load: float) -> tqdm:
     name = f"{load:g} clients" if settings.clients else f"{load:g}/s"
     if settings.requests:
         return tqdm(total=settings.requests, desc=name, unit="request", leave=False)
