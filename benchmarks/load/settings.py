@@ -78,6 +78,12 @@ class BenchSettings(BaseSettings):
         weights(text)
         return text
 
+    @field_validator("slo_ms")
+    @classmethod
+    def _is_objective(cls, text: str) -> str:
+        objective(text)
+        return text
+
     @field_validator("rates", "clients")
     @classmethod
     def _are_numbers(cls, text: str) -> str:
@@ -102,17 +108,25 @@ class BenchSettings(BaseSettings):
 
     @property
     def slo(self) -> dict[str, float] | None:
-        """Seconds by dial position, or for "all"; None without an objective. Raises ValueError."""
-        if not self.slo_ms:
-            return None
-        if ":" not in self.slo_ms:
-            return {"all": numbers(self.slo_ms)[0] / 1000}
-        return {str(steps): milliseconds / 1000 for steps, milliseconds in weights(self.slo_ms).items()}
+        """Seconds by dial position, or for "all"; None without an objective."""
+        return objective(self.slo_ms)
+
+
+def objective(text: str) -> dict[str, float] | None:
+    """Read "300" or "1:100,4:300" (milliseconds) as seconds by dial position, or for "all"; "" is None. Raises ValueError."""
+    if not text:
+        return None
+    if ":" in text:
+        return {str(steps): milliseconds / 1000 for steps, milliseconds in weights(text).items()}
+    return {"all": numbers(text)[0] / 1000}
 
 
 def numbers(text: str) -> list[float]:
     """Read positive numbers separated by commas. Raises ValueError."""
-    found = [float(part) for part in text.split(",") if part.strip()]
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{text!r} should be numbers, with commas between them") from None
     if not all(0 < number < 1e9 for number in found):
         raise ValueError("the numbers are positive")
     return found
