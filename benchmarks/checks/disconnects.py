@@ -4,7 +4,7 @@ import asyncio
 from random import Random
 from time import perf_counter
 
-from benchmarks.checks.host import Host, host
+from benchmarks.checks.host import Host, Scrape, host
 from benchmarks.checks.settings import CheckSettings
 from benchmarks.checks.verdict import Finding, Findings
 from benchmarks.load.arrivals import arrivals
@@ -32,37 +32,47 @@ async def disconnects(settings: CheckSettings) -> Findings:
         summary = await staying
         freed = await _freed(server)
         after = await server.scrape()
-    cancelled = after.value("stepdial_requests_total", outcome="cancelled")
-    wasted = after.value("stepdial_wasted_evaluations_total", reason="cancelled")
     return Findings(
-        findings=(
-            Finding(
-                what=f"{left + stayed} requests of {steps} steps, {left} of whose clients left",
-                found=f"{cancelled:.0f} counted as cancelled",
-                promised=f"{left}, at least one",
-                kept=cancelled == left > 0,
-            ),
-            Finding(
-                what="evaluations done for clients that left",
-                found=f"{wasted:.0f} of {left * steps} that they asked for",
-                promised="counted, and fewer than asked for",
-                kept=0 < wasted < left * steps,
-            ),
-            Finding(
-                what="after the last one left, until nothing was pending",
-                found="never" if freed is None else f"{freed:.2f} s",
-                promised=f"{FREED_SECONDS:g} s",
-                kept=freed is not None and freed <= FREED_SECONDS,
-            ),
-            Finding(
-                what=f"{summary.total.requests} requests whose clients stayed",
-                found=", ".join(f"{count} x {outcome}" for outcome, count in summary.total.outcomes.items()),
-                promised="all answered with images",
-                kept=set(summary.total.outcomes) == {"200"},
-            ),
-        ),
+        findings=(*_dropped(after, left, stayed, steps), _freed_in_time(freed), _undisturbed(summary)),
         numbers={"left": left, "answered_before_leaving": stayed, "stayed": summary.model_dump(mode="json")},
         server=server.served["server"],
+    )
+
+
+def _dropped(after: Scrape, left: int, stayed: int, steps: int) -> tuple[Finding, Finding]:
+    cancelled = after.value("stepdial_requests_total", outcome="cancelled")
+    wasted = after.value("stepdial_wasted_evaluations_total", reason="cancelled")
+    return (
+        Finding(
+            what=f"{left + stayed} requests of {steps} steps, {left} of whose clients left",
+            found=f"{cancelled:.0f} counted as cancelled",
+            promised=f"{left}, at least one",
+            kept=cancelled == left > 0,
+        ),
+        Finding(
+            what="evaluations done for clients that left",
+            found=f"{wasted:.0f} of {left * steps} that they asked for",
+            promised="counted, and fewer than asked for",
+            kept=0 < wasted < left * steps,
+        ),
+    )
+
+
+def _freed_in_time(seconds: float | None) -> Finding:
+    return Finding(
+        what="after the last one left, until nothing was pending",
+        found="never" if seconds is None else f"{seconds:.2f} s",
+        promised=f"{FREED_SECONDS:g} s",
+        kept=seconds is not None and seconds <= FREED_SECONDS,
+    )
+
+
+def _undisturbed(stayed: Summary) -> Finding:
+    return Finding(
+        what=f"{stayed.total.requests} requests whose clients stayed",
+        found=", ".join(f"{count} x {outcome}" for outcome, count in stayed.total.outcomes.items()),
+        promised="all answered with images",
+        kept=set(stayed.total.outcomes) == {"200"},
     )
 
 

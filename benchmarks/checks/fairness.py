@@ -1,6 +1,8 @@
 """1-step requests beside 512-step ones: they wait for waves, not for whole images."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from random import Random
 
 from benchmarks.checks.host import Host, host
@@ -23,18 +25,10 @@ async def fairness(settings: CheckSettings) -> Findings:
     async with host(settings.family) as server:
         alone = await _one_step(server, settings.seconds / 4, seed=1)
         steps = server.positions[-1]
-        clients = [asyncio.create_task(_long(server, steps, seed)) for seed in range(LONG_REQUESTS)]
-        while (await server.scrape()).value("stepdial_num_samples_running") < LONG_REQUESTS:
-            await asyncio.wait(clients, timeout=0.05)
-            if failed := [client for client in clients if client.done()]:
-                raise RuntimeError("a long request failed") from failed[0].exception()
-        before = await server.scrape()
-        beside = await _one_step(server, settings.seconds, seed=2)
-        after = await server.scrape()
-        for client in clients:
-            client.cancel()
-        ended = await asyncio.gather(*clients, return_exceptions=True)
-    broken = [error for error in ended if not isinstance(error, asyncio.CancelledError)]
+        async with _busy(server, steps):
+            before = await server.scrape()
+            beside = await _one_step(server, settings.seconds, seed=2)
+            after = await server.scrape()
     network = _network(server, steps)
     waves, seconds = (
         after.value(name, network=network) - before.value(name, network=network)
@@ -42,7 +36,7 @@ async def fairness(settings: CheckSettings) -> Findings:
     )
     wave_ms = 1000 * seconds / max(1.0, waves)
     return Findings(
-        findings=(_answers(beside), _p95(alone, beside, wave_ms, steps), _busy(waves, broken, steps)),
+        findings=(_answers(beside), _p95(alone, beside, wave_ms, steps), _went_on(waves, steps)),
         numbers={
             "steps_of_long_requests": steps,
             "long_wave_ms": round(wave_ms, 2),
@@ -59,6 +53,28 @@ async def _one_step(server: Host, seconds: float, seed: int) -> Summary:
     extent = Extent(warmup_seconds=min(1.0, seconds / 4), seconds=seconds)
     run = await open_loop(server.client, server.wishes("1", seed), times, extent, unwatched)
     return summarise(run, rate=RATE, clients=None, slo=None)
+
+
+@asynccontextmanager
+async def _busy(server: Host, steps: int) -> AsyncIterator[None]:
+    """Keep the server busy with long requests inside the block. Raises RuntimeError if one of them fails."""
+    clients = [asyncio.create_task(_long(server, steps, seed)) for seed in range(LONG_REQUESTS)]
+
+    def look() -> None:
+        for client in clients:
+            if client.done():
+                client.result()
+
+    try:
+        while (await server.scrape()).value("stepdial_num_samples_running") < LONG_REQUESTS:
+            await asyncio.wait(clients, timeout=0.05)
+            look()
+        yield
+        look()
+    finally:
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def _long(server: Host, steps: int, seed: int) -> None:
@@ -97,10 +113,10 @@ def _p95(alone: Summary, beside: Summary, wave_ms: float, steps: int) -> Finding
     )
 
 
-def _busy(waves: float, broken: list[BaseException | None], steps: int) -> Finding:
+def _went_on(waves: float, steps: int) -> Finding:
     return Finding(
         what=f"{LONG_REQUESTS} clients that ask for {steps} steps",
-        found=f"{waves:.0f} of their waves meanwhile; failures: {', '.join(map(repr, broken)) or 'none'}",
-        promised="always at work, no failure",
-        kept=waves > 0 and not broken,
+        found=f"{waves:.0f} of their waves meanwhile",
+        promised="always at work",
+        kept=waves > 0,
     )

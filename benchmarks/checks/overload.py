@@ -10,7 +10,7 @@ from benchmarks.checks.host import Host, host
 from benchmarks.checks.settings import CheckSettings
 from benchmarks.checks.verdict import Finding, Findings
 from benchmarks.load.arrivals import arrivals
-from benchmarks.load.client import Answer
+from benchmarks.load.client import Answer, NotServed
 from benchmarks.load.loops import Extent, Run, closed_loop, open_loop, unwatched
 from benchmarks.load.summary import Spread, summarise
 
@@ -34,7 +34,8 @@ async def overload(settings: CheckSettings) -> Findings:
         capacity = await _capacity(server, settings)
         alone = [await _probe(server, number) for number in range(10)]
         usual = Spread.of([answer.latency for answer in alone if answer.ok])
-        assert usual is not None, alone
+        if usual is None:
+            raise NotServed(f"no 1-step request was drawn before the load: {alone[0].outcome}")
         memory: list[float] = []
         run, recovery = await _overload(server, settings, FACTOR * capacity, memory, 3 * usual.p95 / 1000)
     summary = summarise(run, rate=FACTOR * capacity, clients=None, slo=None)

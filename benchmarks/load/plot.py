@@ -29,7 +29,7 @@ def _latency_by_steps(axes: Any, runs: tuple[Summary, ...]) -> None:
         axes.plot([*found], [latency.p50 for latency in found.values()], "o-", color=colour, label=load_name(run))
         axes.plot([*found], [latency.p95 for latency in found.values()], "x--", color=colour, linewidth=0.9)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _log_milliseconds(axes)
     axes.set_xticks(ticks, [str(steps) for steps in ticks])
     axes.set_xlabel("steps (network evaluations per image)")
     axes.set_ylabel("latency, ms")
@@ -46,11 +46,22 @@ def _latency_by_throughput(axes: Any, runs: tuple[Summary, ...]) -> None:
             [rate for rate, _, _ in found], [getattr(latency, name) for _, latency, _ in found], style, label=name
         )
     for rate, latency, name in found:
-        axes.annotate(name, (rate, latency.p50), textcoords="offset points", xytext=(5, -11), fontsize=8)
-    axes.set_yscale("log")
+        axes.annotate(name, (rate, latency.p50), textcoords="offset points", xytext=(0, -13), ha="center", fontsize=8)
+    axes.margins(0.08, 0.15)
     axes.set_xlim(left=0)
+    _log_milliseconds(axes)
     axes.set_xlabel("requests answered per second")
     axes.set_ylabel("latency of all requests, ms")
     axes.set_title("throughput and latency; labels: what was offered", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def _log_milliseconds(axes: Any) -> None:
+    """A logarithmic axis that is labelled 1, 2, 5, 10, 20, 50, ..."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:,g}")

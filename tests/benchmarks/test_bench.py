@@ -7,7 +7,7 @@ from PIL import Image
 
 from benchmarks.load.commands import bench
 from benchmarks.load.result import Result
-from tests.server.processes import ServerProcess
+from tests.server.processes import ROOT, ServerProcess
 
 QUICK = ["--seconds", "1.5", "--warmup-seconds", "0.3"]
 
@@ -78,3 +78,12 @@ def test_where_nothing_is_served_it_says_so(real_server: ServerProcess, capsys: 
     assert "does not answer" in capsys.readouterr().err
     assert bench(["--url", real_server.url, "--rates", "1", "--model", "other"]) == 1
     assert "tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks" / "results").glob("bench-*.json")), ids=lambda file: file.stem
+)
+def test_committed_results_can_be_read_and_say_how_they_came_about(file: Path) -> None:
+    result = Result.model_validate_json(file.read_text())
+    assert result.command.startswith("stepdial bench ") and result.server and result.note
+    assert file.with_suffix(".png").exists()
