@@ -37,7 +37,9 @@ def a_full_queue(server: ServerProcess) -> None:
     """Fill the queue to the brim, be refused, and leave."""
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(WISH | {"steps": 256, "n": 16}).encode()
-    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
         wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
