@@ -5,17 +5,22 @@ A new metric needs a row in docs/serving.md and one in MOVED_BY below.
 
 import json
 import re
+import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
+from diffusion.family import FRONTIER, open_family, write_json
+from diffusion.frontier import Rescue
+from diffusion.plans import Hop, Plan
 from server import metrics
-from tests.server.processes import ROOT, ServerProcess, wait_until
+from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
 
 Traffic = Callable[[ServerProcess], None]
 """Does something to a server, and returns when it is over."""
@@ -47,12 +52,30 @@ def a_full_queue(server: ServerProcess) -> None:
     wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
 
 
+def a_deadline(server: ServerProcess) -> None:
+    """Have an image drawn within a minute."""
+    assert server.ask(**WISH, steps=4, deadline_ms=60_000).status_code == 200
+
+
+def a_brownout(server: ServerProcess) -> None:
+    """Begin an image of ten seconds that may be shortened, and go on asking: fewer and fewer steps are given."""
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.ask, **WISH, steps=512, allow_degrade=True)
+        wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
+        wait_until(lambda: bool(server.ask(**WISH, steps=4, allow_degrade=True).json()["degraded"]))
+        assert long.result().json()["steps_used"] == 385
+
+
 MOVED_BY: dict[str, Traffic] = {
     "requests_total": three_images,
     "request_duration_seconds": three_images,
     "stage_duration_seconds": three_images,
     "images_total": three_images,
     "rejected_total": a_full_queue,
+    "deadlines_total": a_deadline,
+    "degraded_total": a_brownout,
+    "brownout_level": a_brownout,
+    "shortened_samples_total": a_brownout,
     "wave_duration_seconds": three_images,
     "wave_samples": three_images,
     "wave_rows_total": three_images,
@@ -128,9 +151,28 @@ def movers(server: ServerProcess, traffic: Traffic) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def moved(real_server: ServerProcess) -> dict[Traffic, set[str]]:
+def slow_server(family_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that takes 20 ms a wave, browns out early, and may end an image of 512 steps on a student."""
+    folder = shutil.copytree(family_folder, tmp_path_factory.mktemp("rescued") / "tiny")
+    family = open_family(folder)
+    assert family.frontier
+    first = family.frontier.positions[0]
+    hops = (*family.positions[512].hops[:384], Hop(member="student-4", t=0.25, s=0.0))
+    rescue = Rescue(
+        steps=512, plan=Plan(hops=hops), samples=1, seeds=(0,), frechet=first.frechet, floor=first.floor,
+        measured=first.measured,
+    )  # fmt: skip
+    write_json(folder, FRONTIER, family.frontier.model_copy(update={"rescues": (rescue,)}))
+    with serve_names(folder, ["--brownout-high-seconds", "0.2", "--brownout-low-seconds", "0.1"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def moved(real_server: ServerProcess, slow_server: ServerProcess) -> dict[Traffic, set[str]]:
     """Traffic -> the metrics that it moved on a real server; a start moves what is not 0 any more."""
-    found = {traffic: movers(real_server, traffic) for traffic in set(MOVED_BY.values()) - {start}}
+    quick = set(MOVED_BY.values()) - {start, a_brownout}
+    found = {traffic: movers(real_server, traffic) for traffic in quick}
+    found[a_brownout] = movers(slow_server, a_brownout)
     nonzero = {name for name, series in scrape(real_server).items() if any(series.values())}
     return found | {start: nonzero}
 
