@@ -42,6 +42,20 @@ def test_a_closed_loop_of_so_many_requests(real_server: ServerProcess, tmp_path:
     assert all(run.images_per_second == pytest.approx(2 * run.answered_per_second, rel=1e-3) for run in runs)
 
 
+@pytest.mark.parametrize("endpoint", ["generate", "openai"])
+def test_either_endpoint_is_asked_for_what_the_server_chooses_within_a_deadline(
+    endpoint: str, real_server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    loads = ["--clients", "2", "--requests", "8", "--warmup-seconds", "0", "--mix", "auto,2"]
+    terms = ["--endpoint", endpoint, "--deadline-ms", "60000", "--allow-degrade"]
+    assert bench(["--url", real_server.url, *loads, *terms, "--out", str(out)]) == 0
+    (run,) = Result.model_validate_json(out.read_text()).runs
+    assert run.total.outcomes == {"200": 8} and run.deadline_met_share is not None
+    assert set(run.by_steps_requested) == {"2", "auto"}
+    assert "auto" not in run.by_steps_used and sum(p.requests for p in run.by_steps_used.values()) == 8
+
+
 def test_answers_that_are_refused_are_counted_as_what_they_are(
     real_server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
