@@ -4,6 +4,8 @@
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
+  bench      put load on a server and report latency by steps, throughput, goodput
+  check      try a promise of the server under load: overload, fairness, disconnects, invariance
   report     write the measured table into a Markdown file
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
@@ -30,6 +32,14 @@ def main() -> int:
         from server.commands import openapi
 
         return openapi(arguments[1:])
+    if arguments[0] == "bench":
+        from benchmarks.load.commands import bench
+
+        return bench(arguments[1:])
+    if arguments[0] == "check":
+        from benchmarks.checks.commands import check
+
+        return check(arguments[1:])
     return _train(arguments[0], arguments[1:])
 
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from diffusion.family import Family
 from server import contract, errors, metrics
+from server.about import about
 from server.bodies import BodyLimit
 from server.cache import MemoryCache, NoCache, RedisCache, ResultCache
 from server.dial import Dial
@@ -96,15 +97,17 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     app.state.drain = drain
     errors.install(app)
     contract.describe(app)
+    server = about(settings.device)
     app.include_router(drawing_routes(dial, studio, family))
     app.include_router(job_routes(dial, jobs, feeder, scheduler))
-    app.include_router(reading_routes(dial, family, scheduler))
+    app.include_router(reading_routes(dial, family, scheduler, server))
     app.include_router(estimate_routes(dial))
     app.include_router(openai_routes(dial, studio, family))
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
+    metrics.BUILD_INFO.labels(server.commit, server.device).set(1)
     _tell_metrics(family)
     return app
 

@@ -2,8 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-LATENCY_BUCKETS = tuple(round(0.002 * 1.5**power, 4) for power in range(25))
-"""From 2 ms to half a minute, each 1.5 times the one before: fine enough to see that 4 steps cost 4 times 1 step."""
+LATENCY_BUCKETS = tuple(float(f"{0.001 * 1.5**power:.3g}") for power in range(32))
+"""From 1 ms to five minutes, each 1.5 times the one before: fine enough to see that 4 steps cost 4 times 1 step."""
 
 REQUESTS = Counter("stepdial_requests", "Requests to draw, by how they ended", ["steps", "outcome"])
 REQUEST_SECONDS = Histogram(
@@ -60,6 +60,7 @@ CACHE_REQUESTS = Counter(
 )
 CACHE_BYTES = Gauge("stepdial_cache_bytes", "Image files in the result cache in memory")
 
+BUILD_INFO = Gauge("stepdial_build_info", "1 for the code and the device that serve", ["commit", "device"])
 READY = Gauge("stepdial_ready", "1 once every network is loaded, warm and checked")
 STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["network", "sha256"])
 STUDENT_QUALITY = Gauge(

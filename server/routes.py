@@ -20,7 +20,7 @@ from server.images import Format
 from server.outcomes import counted
 from server.patience import while_connected
 from server.scheduler import Scheduler
-from server.schemas import GenerateRequest, GenerateResponse, ModelList, Status, Timings
+from server.schemas import GenerateRequest, GenerateResponse, ModelList, ServerInfo, Status, Timings
 from server.stream import error_event, generate_events, json_answer
 from server.studio import Picture, Studio
 
@@ -62,13 +62,13 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
     return router
 
 
-def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRouter:
+def reading_routes(dial: Dial, family: Family, scheduler: Scheduler, server: ServerInfo) -> APIRouter:
     """The routes that tell: what is served, how good it is, how the server is."""
     router = APIRouter(tags=["reading"])
 
     @router.get("/models", summary="What is served: families and their dials")
     async def models() -> ModelList:
-        return ModelList(data=[dial.describe()])
+        return ModelList(data=[dial.describe()], server=server)
 
     @router.get("/frontier", summary="What each dial position gives and costs, as measured", responses=problems(404))
     async def frontier() -> Frontier:

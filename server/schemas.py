@@ -215,10 +215,22 @@ class ModelInfo(BaseModel):
     """Licence of weights and pictures."""
 
 
+class ServerInfo(BaseModel):
+    """What serves: the facts without which a time measured over HTTP means little."""
+
+    commit: str
+    """The code, as git names it; "unknown" outside a checkout."""
+    device: str
+    """The GPU, or the processor and how many threads are used."""
+    versions: dict[str, str]
+    """Versions of Python, stepdial, and the libraries that change numbers."""
+
+
 class ModelList(BaseModel):
     """The families that are served."""
 
     data: list[ModelInfo]
+    server: ServerInfo
 
 
 class Status(BaseModel):

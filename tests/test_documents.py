@@ -11,7 +11,7 @@ from diffusion.family import TEACHER_STEPS, open_family
 from training.report import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 FAMILIES = sorted(path.parent for path in (ROOT / "families").glob("*/family.json"))
 
 
@@ -48,7 +48,7 @@ def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
     lines = re.findall(
-        r"stepdial (serve|train|distill|evaluate|sample|curve|report|families|openapi)((?: +[^`\n|]+)?)",
+        r"stepdial (serve|train|distill|evaluate|sample|curve|report|families|openapi|bench|check)((?: +[^`\n|]+)?)",
         document.read_text(),
     )
     for command in {command for command, _ in lines}:

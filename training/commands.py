@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from diffusion import provenance
 from diffusion.condition import ConditionError
 from diffusion.family import Family, FamilyError, open_family
 from diffusion.frontier import Source
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan
-from training import provenance
 from training.confirmation import search_dial
 from training.curve import draw_curve
 from training.datasets import DataError, DataSet, open_data

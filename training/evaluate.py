@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion import provenance
 from diffusion.family import FRONTIER, Family, FamilyError, open_family, write_json
 from diffusion.frontier import Frontier, Measure, Position, Provenance, Source
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
-from training import provenance
 from training.datasets import DataSet
 from training.members import locked
 from training.scores import Quality, Scorer

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion import provenance
 from diffusion.condition import Conditioning
 from diffusion.family import (
     FRONTIER,
@@ -34,7 +35,6 @@ from diffusion.sampler import sample
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
-from training import provenance
 from training.datasets import DataSet
 from training.features import JUDGE
 from training.trainer import Run

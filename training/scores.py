@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion import provenance
 from diffusion.family import Family, file_sha256
 from diffusion.frontier import Measure
 from diffusion.plans import Hop, Plan
 from diffusion.sampler import Network, follow
 from kernels import noise
-from training import provenance
 from training.datasets import DataSet, Procedural
 from training.features import JUDGE
 from training.teacher import in_precision

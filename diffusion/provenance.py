@@ -1,5 +1,7 @@
 """Where a number or a network comes from: command, commit, device, versions."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import platform
@@ -9,8 +11,10 @@ import sys
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a load generator asks for command and versions, and should not load torch for them
+    import torch
 
 HERE = Path(__file__).parent.parent
 
@@ -55,6 +59,8 @@ def _git(*arguments: str) -> str:
 
 def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the processor's and how many threads were used."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
@@ -69,8 +75,8 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that change numbers."""
-    packages = ("torch", "triton", "numpy", "pillow", "safetensors")
+    """Return the versions of Python, of stepdial where it is installed, and of the libraries that change numbers."""
+    packages = ("stepdial", "torch", "triton", "numpy", "pillow", "safetensors")
     found = {}
     for package in packages:
         try:

@@ -1,0 +1,1 @@
+"""`stepdial bench`: load for any server that speaks the API, and what came of it."""

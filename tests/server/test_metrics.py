@@ -1,0 +1,214 @@
+"""Every metric is declared in one place, documented, served, and moves under the traffic that should move it.
+
+A new metric needs a row in docs/serving.md and one in MOVED_BY below.
+"""
+
+import json
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from diffusion.family import FRONTIER, open_family, write_json
+from diffusion.frontier import Rescue
+from diffusion.plans import Hop, Plan
+from server import metrics
+from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
+
+Traffic = Callable[[ServerProcess], None]
+"""Does something to a server, and returns when it is over."""
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+"""(name, labels) -> value."""
+WISH = {"prompt": "a red star on mint", "seed": 1}
+
+
+def start(server: ServerProcess) -> None:
+    """Do nothing: what this moves has its value since the server is ready."""
+
+
+def three_images(server: ServerProcess) -> None:
+    """Have three images of one wish drawn: padded, since exact waves have four rows or more."""
+    assert server.ask(**WISH, steps=4, n=3).status_code == 200
+
+
+def a_full_queue(server: ServerProcess) -> None:
+    """Fill the queue to the brim, be refused, and leave."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps(WISH | {"steps": 256, "n": 16}).encode()
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
+        assert server.ask(**WISH, steps=512, n=8).status_code == 503
+    wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
+
+
+def a_deadline(server: ServerProcess) -> None:
+    """Have an image drawn within a minute."""
+    assert server.ask(**WISH, steps=4, deadline_ms=60_000).status_code == 200
+
+
+def a_brownout(server: ServerProcess) -> None:
+    """Begin an image of ten seconds that may be shortened, and go on asking: fewer and fewer steps are given."""
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.ask, **WISH, steps=512, allow_degrade=True)
+        wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
+        wait_until(lambda: bool(server.ask(**WISH, steps=4, allow_degrade=True).json()["degraded"]))
+        assert long.result().json()["steps_used"] == 385
+
+
+MOVED_BY: dict[str, Traffic] = {
+    "requests_total": three_images,
+    "request_duration_seconds": three_images,
+    "stage_duration_seconds": three_images,
+    "images_total": three_images,
+    "rejected_total": a_full_queue,
+    "deadlines_total": a_deadline,
+    "degraded_total": a_brownout,
+    "brownout_level": a_brownout,
+    "shortened_samples_total": a_brownout,
+    "wave_duration_seconds": three_images,
+    "wave_samples": three_images,
+    "wave_rows_total": three_images,
+    "wave_padding_total": three_images,
+    "device_seconds_total": three_images,
+    "wasted_evaluations_total": a_full_queue,
+    "num_samples_waiting": a_full_queue,
+    "num_samples_running": a_full_queue,
+    "pending_evaluations": a_full_queue,
+    "pending_evaluations_limit": start,
+    "backlog_seconds": a_full_queue,
+    "ready": start,
+    "build_info": start,
+    "student_info": start,
+    "student_quality": start,
+}
+"""Name without the prefix -> what moves it."""
+PREFIX = "stepdial_"
+
+
+def declared() -> dict[str, set[str]]:
+    """Name without the prefix -> labels, of every metric that server/metrics.py declares."""
+    found = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            assert family.name.startswith(PREFIX)
+            total = "_total" if family.type == "counter" else ""
+            found[family.name.removeprefix(PREFIX) + total] = set(metric._labelnames)
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    """The same of every metric that docs/serving.md has in its table."""
+    section = (ROOT / "docs" / "serving.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    names = [found for cell in cells for found in re.findall(r"`(\w+)(?:\{([\w,]+)\})?`", cell)]
+    assert len(names) == len(dict(names)), "a metric is documented twice"
+    return {name: set(labels.split(",")) - {""} for name, labels in names}
+
+
+def scrape(server: ServerProcess) -> dict[str, Series]:
+    """Name without the prefix -> its series, off /metrics; when a series was created is left out."""
+    found: dict[str, Series] = {}
+    for family in text_string_to_metric_families(server.get("/metrics").text):
+        name = family.name.removeprefix(PREFIX) + ("_total" if family.type == "counter" else "")
+        found[name] = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+    return found
+
+
+def movers(server: ServerProcess, traffic: Traffic) -> set[str]:
+    """Let the traffic happen and return the metrics that were different at any moment of it."""
+    scrapes, over = [scrape(server)], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            scrapes.append(scrape(server))
+            over.wait(0.05)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            traffic(server)
+        finally:
+            over.set()
+        watching.result()
+    scrapes.append(scrape(server))
+    return {name for name in scrapes[0] if any(later[name] != scrapes[0][name] for later in scrapes[1:])}
+
+
+@pytest.fixture(scope="module")
+def slow_server(family_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that takes 20 ms a wave, browns out early, and may end an image of 512 steps on a student."""
+    folder = shutil.copytree(family_folder, tmp_path_factory.mktemp("rescued") / "tiny")
+    family = open_family(folder)
+    assert family.frontier
+    first = family.frontier.positions[0]
+    hops = (*family.positions[512].hops[:384], Hop(member="student-4", t=0.25, s=0.0))
+    rescue = Rescue(
+        steps=512, plan=Plan(hops=hops), samples=1, seeds=(0,), frechet=first.frechet, floor=first.floor,
+        measured=first.measured,
+    )  # fmt: skip
+    write_json(folder, FRONTIER, family.frontier.model_copy(update={"rescues": (rescue,)}))
+    with serve_names(folder, ["--brownout-high-seconds", "0.2", "--brownout-low-seconds", "0.1"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def moved(real_server: ServerProcess, slow_server: ServerProcess) -> dict[Traffic, set[str]]:
+    """Traffic -> the metrics that it moved on a real server; a start moves what is not 0 any more."""
+    quick = set(MOVED_BY.values()) - {start, a_brownout}
+    found = {traffic: movers(real_server, traffic) for traffic in quick}
+    found[a_brownout] = movers(slow_server, a_brownout)
+    nonzero = {name for name, series in scrape(real_server).items() if any(series.values())}
+    return found | {start: nonzero}
+
+
+def test_the_documents_name_every_metric_with_its_labels_and_no_other() -> None:
+    assert documented() == declared()
+
+
+def test_no_document_names_a_metric_that_does_not_exist() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    named = {name for file in documents for name in re.findall(r"\bstepdial_(\w+)", file.read_text())}
+    known = {name + suffix for name in declared() for suffix in ("", "_bucket", "_count", "_sum")}
+    assert named <= known
+
+
+def test_every_metric_has_traffic_that_should_move_it() -> None:
+    assert MOVED_BY.keys() == declared().keys()
+
+
+@pytest.mark.parametrize("name", declared())
+def test_a_metric_is_served_and_moves_under_the_traffic_that_should_move_it(
+    name: str, moved: dict[Traffic, set[str]]
+) -> None:
+    assert name in MOVED_BY, "add what moves this metric to MOVED_BY"
+    assert name in moved[MOVED_BY[name]], f"{MOVED_BY[name].__name__} did not move it"
+
+
+def test_students_qualities_are_served_beside_their_latencies(real_server: ServerProcess) -> None:
+    three_images(real_server)
+    found = scrape(real_server)
+    qualities = {dict(labels)["steps"] for _, labels in found["student_quality"]}
+    latencies = {dict(labels)["steps"] for _, labels in found["request_duration_seconds"]}
+    assert latencies and latencies <= qualities
+
+
+def test_latency_buckets_reach_from_a_millisecond_to_minutes() -> None:
+    buckets = metrics.LATENCY_BUCKETS
+    assert buckets[0] == 0.001 and buckets[-1] > 240
+    assert all(1.45 < above / below < 1.55 for below, above in zip(buckets, buckets[1:], strict=False))
