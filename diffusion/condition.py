@@ -4,7 +4,9 @@ A condition is one value per *slot* (colour, shape, background; or the one slot 
 slot's k-th word.  The all-zero condition is the unconditional one that guidance needs.
 """
 
+import random
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +24,22 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Relation(_Frozen):
+    """How a prompt about two things is read: the words before the relation fill the first slots, those after it the second.
+
+    The slot's first word says that there is no second thing, and is meant where a prompt names no relation.
+    """
+
+    slot: str = "relation"
+    """The slot that holds it."""
+    second: dict[str, str]
+    """Slot of the first thing -> the same slot of the second thing."""
+    reversed: dict[str, str] = {}
+    """Words that say a relation the other way round: "right of" -> "left of" with the two things exchanged."""
+    template: str
+    """How a full prompt about two things reads."""
+
+
 class PromptConditioning(_Frozen):
     """Prompts of known words: each word belongs to a slot, filler words are skipped, a slot left out is left open."""
 
@@ -30,8 +48,10 @@ class PromptConditioning(_Frozen):
     """How a full prompt reads, for people and for the page: "a {colour} {shape} on {background}"."""
     slots: dict[str, tuple[str, ...]]
     """Slot name -> its words, in the order of their values 1, 2, ...; slots in the order of the network's."""
-    filler: tuple[str, ...] = ("a", "an", "the", "on", "background")
+    filler: tuple[str, ...] = ("a", "an", "the", "on", "of", "to", "background")
     """Words that carry no meaning here and may stand anywhere."""
+    relation: Relation | None = None
+    """For prompts that may name two things."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -48,20 +68,14 @@ class PromptConditioning(_Frozen):
         words = re.findall(r"[^\s,.;:!?]+", (prompt or "").lower())
         if not words:
             raise ConditionError("prompt", f"this family needs a prompt such as {self.example!r}; {self._known()}")
+        words = [word for word in words if word not in self.filler]
         values = dict.fromkeys(self.slots, 0)
-        for word in words:
-            if word in self.filler:
-                continue
-            knowing = [name for name, known in self.slots.items() if word in known]
-            if not knowing:
-                raise ConditionError("prompt", f"the word {word[:40]!r} is not known; {self._known()}")
-            open_slots = [name for name in knowing if not values[name]]
-            if not open_slots:
-                raise ConditionError(
-                    "prompt", f"{word!r} names a second {knowing[0]}; one is allowed, as in {self.example!r}"
-                )
-            values[open_slots[0]] = self.slots[open_slots[0]].index(word) + 1
-        if not any(values.values()):
+        if self.relation is None:
+            self._fill(values, words, self.slots)
+        else:
+            self._fill_related(values, words, self.relation)
+        named = [slot for slot, value in values.items() if value and not (self.relation and slot == self.relation.slot)]
+        if not named:
             raise ConditionError("prompt", f"the prompt names nothing to draw; {self._known()}")
         return tuple(values.values())
 
@@ -71,15 +85,69 @@ class PromptConditioning(_Frozen):
             name: self.slots[name][value - 1] if value else ""
             for name, value in zip(self.slots, condition, strict=True)
         }
-        return re.sub(r"\s+", " ", self.template.format(**words)).strip()
+        two = self.relation and words[self.relation.slot] not in ("", self.slots[self.relation.slot][0])
+        template = self.relation.template if self.relation and two else self.template
+        return re.sub(r"\s+", " ", template.format(**words)).strip()
+
+    def draw(self, rng: random.Random) -> tuple[int, ...]:
+        """Return a random condition that names everything."""
+        values = {slot: rng.randint(1, len(words)) for slot, words in self.slots.items()}
+        if self.relation and values[self.relation.slot] == 1:
+            values |= dict.fromkeys(self.relation.second.values(), 0)
+        return tuple(values.values())
 
     @property
     def example(self) -> str:
-        """A full prompt of first words."""
-        return self.describe(tuple(1 for _ in self.slots))
+        """A full prompt of first words, about two things where a prompt may name two."""
+        first = {slot: 1 for slot in self.slots}
+        if self.relation:
+            first[self.relation.slot] = 2
+        return self.describe(tuple(first.values()))
+
+    def _fill_related(self, values: dict[str, int], words: list[str], relation: Relation) -> None:
+        """Part the words at the relation, fill both sides, and exchange the things of a relation said in reverse."""
+        # a relation is known by the first word of its phrase, the rest ("of") is filler
+        phrases = {phrase.split()[0]: phrase for phrase in (*self.slots[relation.slot], *relation.reversed)}
+        places = [place for place, word in enumerate(words) if word in phrases]
+        first = [slot for slot in self.slots if slot != relation.slot and slot not in relation.second.values()]
+        if not places:
+            values[relation.slot] = 1
+            return self._fill(values, words, first)
+        if len(places) > 1:
+            raise ConditionError(
+                "prompt", f"{words[places[1]]!r} names a second relation; one is allowed, as in {self.example!r}"
+            )
+        phrase = phrases[words[places[0]]]
+        told = relation.reversed.get(phrase, phrase)
+        values[relation.slot] = self.slots[relation.slot].index(told) + 1
+        self._fill(values, words[: places[0]], first)
+        beyond = [relation.second.get(slot, slot) for slot in first]
+        if values[relation.slot] == 1:
+            beyond = first
+        self._fill(values, words[places[0] + 1 :], beyond)
+        if told != phrase:
+            for one, other in relation.second.items():
+                values[one], values[other] = values[other], values[one]
+
+    def _fill(self, values: dict[str, int], words: list[str], slots: Iterable[str]) -> None:
+        """Give each word to the first open one of `slots` that knows it."""
+        for word in words:
+            knowing = [slot for slot in slots if word in self.slots[slot]]
+            if not knowing:
+                raise ConditionError("prompt", f"the word {word[:40]!r} is not known; {self._known()}")
+            open_slots = [slot for slot in knowing if not values[slot]]
+            if not open_slots:
+                raise ConditionError(
+                    "prompt", f"{word!r} names a second {knowing[0]}; one is allowed, as in {self.example!r}"
+                )
+            values[open_slots[0]] = self.slots[open_slots[0]].index(word) + 1
 
     def _known(self) -> str:
-        return "known words: " + "; ".join(f"{name}: {', '.join(words)}" for name, words in self.slots.items())
+        repeated = self.relation.second.values() if self.relation else ()
+        known = {slot: words for slot, words in self.slots.items() if slot not in repeated}
+        if self.relation:
+            known[self.relation.slot] = (*known[self.relation.slot][1:], *self.relation.reversed)
+        return "known words: " + "; ".join(f"{slot}: {', '.join(words)}" for slot, words in known.items())
 
 
 class LabelConditioning(_Frozen):
@@ -111,6 +179,10 @@ class LabelConditioning(_Frozen):
             return (int(label) + 1,)
         raise ConditionError("label", f"the label {str(label)[:40]!r} is not known; {self._known()}")
 
+    def draw(self, rng: random.Random) -> tuple[int, ...]:
+        """Return a random class's value."""
+        return (rng.randint(1, len(self.labels)),)
+
     def describe(self, condition: tuple[int, ...]) -> str:
         """Return the class's name, or an empty string for none."""
         return self.labels[condition[0] - 1] if condition[0] else ""
@@ -140,6 +212,10 @@ class NoConditioning(_Frozen):
         for field, value in (("prompt", prompt), ("label", label)):
             if value is not None:
                 raise ConditionError(field, f"this family draws unconditionally and takes no {field}")
+        return ()
+
+    def draw(self, rng: random.Random) -> tuple[int, ...]:
+        """Return the empty condition."""
         return ()
 
     def describe(self, condition: tuple[int, ...]) -> str:

@@ -320,14 +320,14 @@ PRESETS: dict[str, UViTConfig] = {
     "imagenet64-large": _imagenet(resolution=64, width=2, dropout=0.1, everywhere=True),
     "imagenet128-small": _imagenet(resolution=128, width=1, dropout=0.1, everywhere=False),
     "imagenet128-large": _imagenet(resolution=128, width=2, dropout=0.1, everywhere=True),
-    # for the bundled 32x32 family: about 3.4 M parameters, made for a CPU
+    # for the bundled 32x32 family: 2.2 M parameters, made for a CPU (in equal time it learns more than wider ones)
     "small32": UViTConfig(
         resolution=32,
         patch=2,
-        levels=(Level(kind="res", channels=64, blocks=2),),
-        mid=Level(kind="transformer", channels=192, blocks=4),
-        embedding=256,
-        head_dim=64,
+        levels=(Level(kind="res", channels=48, blocks=2),),
+        mid=Level(kind="transformer", channels=160, blocks=4),
+        embedding=128,
+        head_dim=32,
         norm="layer",
     ),
     # the same for 64x64 images: about 10 M parameters, for one's own folder of images on a GPU or a patient CPU

@@ -5,7 +5,7 @@ A command is a settings class whose fields are its flags and whose attribute doc
 
 import random
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from training.confirmation import search_dial
 from training.curve import draw_curve
 from training.datasets import DataError, DataSet, open_data
 from training.evaluate import SOURCES, evaluate, time_again, ways
-from training.members import add_member, draw, new_manifest, progress_grid, training_record
+from training.members import add_member, draw, is_trained, new_manifest, progress_grid, training_record
 from training.report import write_report
 from training.rescues import measure_rescues
 from training.samplers import measure_samplers, read_samplers
@@ -46,6 +46,10 @@ class Command(BaseSettings):
         extra="forbid",
         cli_hide_none_type=True,
     )
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Note the code that runs, before it changes under a long run."""
+        provenance.commit()
 
     @classmethod
     def settings_customise_sources(
@@ -83,6 +87,9 @@ class Train(TeacherSettings, Command):  # type: ignore[misc]
         guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
         run = new_teacher_run(settings, data, self.runs / name / "teacher", device)
+        if is_trained(self.family, "teacher", run):
+            print(f"family {name} has this teacher already")
+            return
         fit(
             run,
             data,
@@ -143,6 +150,9 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
         settings = self._settings(family)
         data, objective = data_of(family, self.data), settings.objective(steps)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
+        if is_trained(self.family, f"student-{steps}", run):
+            print(f"family {family.name} has this {steps}-step student already")
+            return
         teacher = in_precision(family.network("teacher", device), settings.precision)
         fit(
             run,
@@ -161,6 +171,9 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
             f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
         )
         run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
+        if is_trained(self.family, "whole", run):
+            print(f"family {family.name} has this student for the whole dial already")
+            return
         teacher = in_precision(family.network("teacher", device), settings.precision)
         fit(
             run,
@@ -355,7 +368,7 @@ class Sample(Command):
         asked = self.prompt if self.prompt is not None else self.label
         if asked is None:
             rng = random.Random(self.seed)
-            return [tuple(rng.randint(1, size) for size in conditioning.sizes) for _ in range(self.count)]
+            return [conditioning.draw(rng) for _ in range(self.count)]
         field = "prompt" if self.prompt is not None else "label"
         try:
             wishes = [conditioning.encode(**{field: wish.strip()}) for wish in asked.split(";") if wish.strip()]

@@ -39,14 +39,14 @@ class Shapes:
     """The procedural captioned set (training/shapes.py), or only its combinations held out of training."""
 
     channels = 3
-    description = "Coloured shapes on plain backgrounds."
+    description = "Coloured shapes, one or two, on plain backgrounds."
     conditioning: Conditioning = shapes.CONDITIONING
 
     def __init__(self, resolution: int = 32, *, held_out: bool = False):
         self.name, self.resolution, self.held_out = "shapes", resolution, held_out
 
     def batch(self, start: int, count: int, *, seed: int) -> Batch:
-        """Draw the pictures; about 0.35 ms each."""
+        """Draw the pictures; about half a millisecond each."""
         images, conditions = [], []
         for index in range(start, start + count):
             rng = np.random.default_rng((seed, index, self.held_out))

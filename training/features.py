@@ -54,20 +54,21 @@ class Judge(nn.Module):
         return torch.stack(right).all(0)
 
 
-def train_judge(data: DataSet, *, iterations: int = 1500, batch: int = 64) -> Judge:
-    """Train a judge on real images, each damaged in none, some or all of three ways.  Deterministic."""
+def train_judge(data: DataSet, *, iterations: int = 4000, batch: int = 64) -> Judge:
+    """Train a judge on real images, more than half of them whole, the others damaged in one to three ways.  Deterministic."""
     torch.manual_seed(_JUDGE_SEED)
     judge = Judge(data.channels, data.conditioning.sizes)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=iterations)
     for step in tqdm(range(iterations), desc="training the judge", unit="step", mininterval=1):
         x, condition = data.batch(step * batch, batch, seed=_JUDGE_SEED)
-        damage = torch.rand(batch, 3) * (torch.rand(batch, 3) < 0.5)
+        damage = torch.rand(batch, 3) * (torch.rand(batch, 3) < 0.5) * (torch.rand(batch, 1) < 0.5)
         x = damaged(x, damage)
         h = F.relu(judge.features(x))
         loss = 10 * F.mse_loss(judge.damage(h), damage)
         for slot, head in enumerate(judge.heads):
-            loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1)
+            # what an image does not have (a second shape) is nothing to read
+            loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1, ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

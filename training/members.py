@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ def training_record(run: Run, data: DataSet, command: str) -> TrainingRecord:
         finished_at=provenance.now(),
         settings=run.settings,
     )
+
+
+def is_trained(folder: Path, name: str, run: Run) -> bool:
+    """Tell whether the family in the folder holds what this run would end in: the member, of the same settings."""
+    if not (folder / MANIFEST).exists():
+        return False
+    found = [member.training for member in open_family(folder).manifest.members if member.name == name]
+    settings = json.loads(json.dumps(run.settings))
+    return any((record.settings, record.iterations) == (settings, run.schedule.iterations) for record in found)
 
 
 def add_member(

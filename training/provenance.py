@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,8 +20,12 @@ def command() -> str:
     return shlex.join(["stepdial", *sys.argv[1:]])
 
 
+@cache
 def commit() -> str:
-    """Return git's name of the code, "-dirty" appended if the code was changed since, or "unknown" outside a checkout."""
+    """Return git's name of the code when it was first asked, "-dirty" appended if it was changed since that commit.
+
+    "unknown" outside a checkout.  A long run asks at its start: that is the code it runs.
+    """
     try:
         return _git("rev-parse", "--short=12", "HEAD") + (
             "-dirty" if _git("status", "--porcelain", "--", "*.py") else ""

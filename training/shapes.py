@@ -1,7 +1,7 @@
-"""The procedural captioned set: one coloured shape on a plain background, drawn on demand, so it never ends.
+"""The procedural captioned set: one coloured shape or two on a plain background, drawn on demand, so it never ends.
 
-An image is a pure function of (seed, index).  Some combinations of shape, colour and background are never drawn for
-training, so that obedience to prompts never seen can be measured.
+An image is a pure function of (seed, index).  Some combinations of shape, colour and background, and some pairs of
+shapes, are never drawn for training, so that obedience to prompts never seen can be measured.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from diffusion.condition import PromptConditioning
+from diffusion.condition import PromptConditioning, Relation
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moon", "diamond", "drop")
 COLOURS = {
@@ -33,48 +33,93 @@ BACKGROUNDS = {
     "silver": (196, 198, 204),
     "snow": (252, 252, 252),
 }
+ALONE, LEFT, ABOVE = 1, 2, 3
+"""Values of the relation: no second shape, the first left of the second, the first above the second."""
 CONDITIONING = PromptConditioning(
     template="a {colour} {shape} on {background}",
-    slots={"colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)},
+    slots={
+        "colour": tuple(COLOURS),
+        "shape": SHAPES,
+        "relation": ("alone", "left of", "above"),
+        "second colour": tuple(COLOURS),
+        "second shape": SHAPES,
+        "background": tuple(BACKGROUNDS),
+    },
+    relation=Relation(
+        second={"colour": "second colour", "shape": "second shape"},
+        reversed={"right of": "left of", "below": "above"},
+        template="a {colour} {shape} {relation} a {second colour} {second shape} on {background}",
+    ),
 )
+Condition = tuple[int, int, int, int, int, int]
+"""Values, each from 1, of colour, shape, relation, second colour, second shape (both 0 when alone), background."""
 _SUPERSAMPLE = 4
 
 
-def is_held_out(condition: tuple[int, int, int]) -> bool:
-    """Tell whether a (colour, shape, background) value triple, each from 1, is kept out of training: 60 of the 600.
+def is_held_out(condition: Condition) -> bool:
+    """Tell whether a scene is kept out of training: 60 of the 600 single shapes, and of pairs whatever contains one of these
+    or one of 10 of the 100 pairs of shapes.
 
-    A Latin-square rule: every colour, shape and background, and every pair of them, is still seen in training.
+    Latin-square rules: every colour, shape and background, and every two of them, are still seen in training.
     """
-    colour, shape, background = condition
-    return (colour + 3 * shape + 5 * background) % 10 == 0
+    colour, shape, relation, second_colour, second_shape, background = condition
+    if (colour + 3 * shape + 5 * background) % 10 == 0:
+        return True
+    if relation == ALONE:
+        return False
+    return (second_colour + 3 * second_shape + 5 * background) % 10 == 0 or (shape + 3 * second_shape) % 10 == 0
 
 
-def draw_condition(rng: Generator, *, held_out: bool = False) -> tuple[int, int, int]:
-    """Draw a (colour, shape, background) triple uniformly from those seen in training, or from those held out."""
+def draw_condition(rng: Generator, *, held_out: bool = False) -> Condition:
+    """Draw a scene, half of them of one shape and half of two, from those seen in training or from those held out."""
+    relation = ALONE if rng.random() < 0.5 else int(rng.integers(LEFT, ABOVE + 1))
     while True:
-        colour, shape, background = (int(rng.integers(1, size + 1)) for size in CONDITIONING.sizes)
-        condition = colour, shape, background
+        values = [int(rng.integers(1, size + 1)) for size in CONDITIONING.sizes]
+        values[2] = relation
+        if relation == ALONE:
+            values[3] = values[4] = 0
+        colour, shape, relation, second_colour, second_shape, background = values
+        condition = colour, shape, relation, second_colour, second_shape, background
         if is_held_out(condition) == held_out:
             return condition
 
 
-def draw_image(rng: Generator, condition: tuple[int, int, int], resolution: int) -> np.ndarray:
-    """Draw one picture: uint8 (resolution, resolution, 3).  Place, size and tilt come from `rng`."""
-    colour, shape, background = condition
-    fill = tuple(COLOURS.values())[colour - 1]
-    ground = tuple(BACKGROUNDS.values())[background - 1]
-    edge = tuple(int(0.6 * channel) for channel in fill)
+def draw_image(rng: Generator, condition: Condition, resolution: int) -> np.ndarray:
+    """Draw one picture: uint8 (resolution, resolution, 3).  Places, sizes and tilts come from `rng`."""
+    colour, shape, relation, second_colour, second_shape, background = condition
     side = resolution * _SUPERSAMPLE
-    centre = side * (0.5 + rng.uniform(-0.06, 0.06, size=2))
-    radius = side * rng.uniform(0.29, 0.40)
-    tilt = rng.uniform(-0.25, 0.25)
-    turn = radius * np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
+    ground = tuple(BACKGROUNDS.values())[background - 1]
     image = Image.new("RGB", (side, side), ground)
+    if relation == ALONE:
+        _draw_shape(rng, image, ground, colour, shape, place=0.5 + rng.uniform(-0.06, 0.06, size=2), size=(0.29, 0.40))
+    else:
+        for sign, of_colour, of_shape in ((-1, colour, shape), (1, second_colour, second_shape)):
+            along, across = 0.5 + sign * 0.25 + rng.uniform(-0.02, 0.02), 0.5 + rng.uniform(-0.10, 0.10)
+            place = np.array([along, across] if relation == LEFT else [across, along])
+            _draw_shape(rng, image, ground, of_colour, of_shape, place=place, size=(0.17, 0.21))
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BOX))
+
+
+def _draw_shape(
+    rng: Generator,
+    image: Image.Image,
+    ground: tuple[int, int, int],
+    colour: int,
+    shape: int,
+    *,
+    place: np.ndarray,
+    size: tuple[float, float],
+) -> None:
+    """Draw a shape at `place` (x, y), of a radius between `size`, both as fractions of the image."""
+    side = image.width
+    fill = tuple(COLOURS.values())[colour - 1]
+    edge = tuple(int(0.6 * channel) for channel in fill)
+    radius, tilt = side * rng.uniform(*size), rng.uniform(-0.25, 0.25)
+    turn = radius * np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
     pen = ImageDraw.Draw(image)
     for points, paint in zip(OUTLINES[SHAPES[shape - 1]], (fill, ground), strict=False):
-        corners = [tuple(corner) for corner in centre + points @ turn.T]
+        corners = [tuple(corner) for corner in side * place + points @ turn.T]
         pen.polygon(corners, fill=paint, outline=edge, width=round(0.028 * side))
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BOX))
 
 
 def _polar(angles: np.ndarray, radius: np.ndarray | float = 1.0) -> np.ndarray:

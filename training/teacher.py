@@ -80,10 +80,18 @@ def hide(condition: Tensor, *, whole: float, each: float, generator: torch.Gener
 
 
 def in_precision(network: nn.Module, precision: str) -> Network:
-    """Return the network as a function computed under autocast ("bf16") or as it is ("fp32")."""
+    """Return the network as a function computed under autocast ("bf16"), as it is ("fp32"), or as suits the device ("auto")."""
 
     def call(z_t: Tensor, logsnr_t: Tensor, condition: Tensor) -> Tensor:
-        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        enabled = precision == "bf16" or (precision == "auto" and computes_bf16(z_t.device))
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=enabled):
             return network(z_t, logsnr_t, condition)
 
     return call
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Tell whether a device has bf16 arithmetic of its own; a CPU without it is twenty times slower in bf16 than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -50,8 +50,9 @@ class Schedule(BaseModel):
     """Decay of the exponential moving average that is evaluated and shipped; warmed up as (1 + i) / (10 + i)."""
     seed: int = Field(default=0, ge=0)
     """Seed of weights, data order, times, noise and dropout."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Network arithmetic (autocast); targets and losses are always float32 or better."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Network arithmetic (autocast): auto is bf16 where the hardware computes it, fp32 elsewhere, where bf16 is emulated and
+    slow; targets and losses are always float32 or better."""
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration."""

@@ -33,22 +33,35 @@ export class Wish {
     return "";
   }
 
+  // The sentence about two things where the family knows relations; the part about the second hides while there is none.
   build(sentence, onChange) {
-    for (const part of this.conditioning.template.split(/(\{[^}]+\})/)) {
+    const { template, relation } = this.conditioning;
+    const seconds = Object.values(relation?.second ?? {});
+    this.second = document.createElement("span");
+    let place = sentence;
+    for (const part of (relation?.template ?? template).split(/(\{[^}]+\})/)) {
       const slot = part.match(/^\{(.+)\}$/)?.[1];
+      if (place === this.second && !slot && seconds.every((name) => this.choices[name])) place = sentence;
       if (!slot) {
-        sentence.append(part);
+        place.append(part);
         continue;
       }
-      const choice = select(slot, this.conditioning.slots[slot].map((word) => [word, word]), "any");
+      const choice = select(slot, this.conditioning.slots[slot].map((word) => [word, word]), slot === relation?.slot ? null : "any");
       choice.addEventListener("change", () => {
         this.compose();
         onChange();
       });
       this.choices[slot] = choice;
-      sentence.append(choice);
+      place.append(choice);
+      if (slot === relation?.slot) {
+        sentence.append(this.second);
+        place = this.second;
+      }
     }
-    for (const choice of Object.values(this.choices)) choice.selectedIndex = 1 + Math.floor(Math.random() * (choice.length - 1));
+    for (const [slot, choice] of Object.entries(this.choices)) {
+      const open = slot === relation?.slot ? 0 : 1; // "any", which is not a word to begin with
+      choice.selectedIndex = open + Math.floor(Math.random() * (choice.length - open));
+    }
     this.compose();
     sentence.hidden = false;
   }
@@ -73,17 +86,33 @@ export class Wish {
     sentence.hidden = false;
   }
 
+  get alone() {
+    const { slots, relation } = this.conditioning;
+    return !relation || this.choices[relation.slot].value === slots[relation.slot][0];
+  }
+
   compose() {
-    const text = this.conditioning.template.replace(/\{([^}]+)\}/g, (_, slot) => this.choices[slot].value);
+    const { template, relation } = this.conditioning;
+    this.second.hidden = this.alone;
+    const text = (this.alone ? template : relation.template).replace(/\{([^}]+)\}/g, (_, slot) => this.choices[slot].value);
     this.input.value = text.replace(/\s+/g, " ").trim();
   }
 
-  // Show in the sentence what the words name.
+  // Show in the sentence what the words name: those before a relation are of the first thing, those after it of the second.
   recognise() {
+    const { slots, relation } = this.conditioning;
     const words = this.input.value.toLowerCase().split(/[^\p{L}\p{N}-]+/u);
+    const phrases = relation ? [...slots[relation.slot], ...Object.keys(relation.reversed)] : [];
+    const place = words.findIndex((word) => phrases.some((phrase) => phrase.split(" ")[0] === word));
+    const phrase = phrases.find((known) => known.split(" ")[0] === words[place]);
+    let [first, second] = place < 0 ? [words, []] : [words.slice(0, place), words.slice(place + 1)];
+    if (relation?.reversed[phrase]) [first, second] = [second, first];
+    const from = new Map(Object.entries(relation?.second ?? {}).flatMap(([one, other]) => [[one, first], [other, second]]));
     for (const [slot, choice] of Object.entries(this.choices)) {
-      choice.value = this.conditioning.slots[slot].find((word) => words.includes(word)) ?? "";
+      choice.value = slots[slot].find((word) => (from.get(slot) ?? words).includes(word)) ?? "";
     }
+    if (relation) this.choices[relation.slot].value = relation.reversed[phrase] ?? phrase ?? slots[relation.slot][0];
+    this.second.hidden = this.alone;
   }
 }
 

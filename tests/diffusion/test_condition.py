@@ -1,6 +1,7 @@
 """Prompts, labels and nothing: what they encode to, and what each refuses with which field named."""
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from diffusion.condition import ConditionError, Conditioning, LabelConditioning, NoConditioning, PromptConditioning
+from training.shapes import ABOVE, ALONE, CONDITIONING, LEFT
 
 PROMPTS = PromptConditioning(
     template="a {colour} {shape} on {background}",
@@ -26,9 +28,37 @@ def test_a_described_condition_encodes_to_itself(condition: tuple[int, ...]):
 
 
 def test_every_full_prompt_of_the_bundled_data_round_trips():
-    from training.shapes import CONDITIONING
+    for colour, shape, background in itertools.product(range(1, 11), range(1, 11), range(1, 7)):
+        condition = (colour, shape, ALONE, 0, 0, background)
+        assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
+    rng = random.Random(0)
+    for condition in (CONDITIONING.draw(rng) for _ in range(500)):
+        assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
 
-    for condition in itertools.product(*(range(1, size + 1) for size in CONDITIONING.sizes)):
+
+@pytest.mark.parametrize(
+    ("prompt", "condition"),
+    [
+        ("a red star", (1, 4, ALONE, 0, 0, 0)),
+        ("a red star left of a blue ring on mint", (1, 4, LEFT, 6, 6, 1)),
+        ("on mint, a red star to the left of the blue ring", (1, 4, LEFT, 6, 6, 1)),
+        ("a blue ring right of a red star on mint", (1, 4, LEFT, 6, 6, 1)),
+        ("a star above a red ring", (0, 4, ABOVE, 1, 6, 0)),
+        ("a red ring below a star on sky", (0, 4, ABOVE, 1, 6, 3)),
+        ("the above of a", None),
+        ("a red star a blue ring", None),
+        ("a red star left of a ring above a drop", None),
+        ("a red star left of a blue green ring", None),
+    ],
+)
+def test_words_before_a_relation_are_of_the_first_thing_and_words_after_it_of_the_second(
+    prompt: str, condition: tuple[int, ...] | None
+):
+    if condition is None:
+        with pytest.raises(ConditionError):
+            CONDITIONING.encode(prompt=prompt)
+    else:
+        assert CONDITIONING.encode(prompt=prompt) == condition
         assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.processes import ServerProcess, serve_names
 from tests.server.tiny import LABELS, write_tiny_family
+from training.shapes import CONDITIONING
 
 if os.environ.get("CI") == "true":  # nothing may be skipped there
     import playwright.sync_api as sync_api
@@ -147,6 +148,28 @@ def test_the_sentence_makes_the_prompt_and_the_prompt_the_sentence(page: Any) ->
     expect(page.get_by_label("colour")).to_have_value("green")
     expect(page.get_by_label("background")).to_have_value("navy")
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("^green star, navy, drawn in 4 steps"))
+
+
+@pytest.mark.parametrize("window", ["phone"], indirect=True)
+def test_a_family_that_knows_relations_asks_for_a_second_thing(window: Any, tmp_path: Path) -> None:
+    with serve_names(write_tiny_family(tmp_path / "pairs", CONDITIONING, steps=(1,))) as server:
+        window.goto(server.url)
+        expect(window.locator("#image")).to_be_visible()
+        for slot, word in {"relation": "above", "colour": "blue", "shape": "ring", "background": "sky"}.items():
+            window.get_by_label(slot, exact=True).select_option(word)
+        window.get_by_label("second colour").select_option("red")
+        window.get_by_label("second shape").select_option("star")
+        expect(window.locator("#prompt")).to_have_value("a blue ring above a red star on sky")
+        window.get_by_label("relation").select_option("alone")
+        expect(window.locator("#prompt")).to_have_value("a blue ring on sky")
+        expect(window.get_by_label("second colour")).to_be_hidden()
+        window.locator("#prompt").fill("a green drop right of a pink moon")
+        window.keyboard.press("Enter")
+        expect(window.get_by_label("relation")).to_have_value("left of")
+        expect(window.get_by_label("shape", exact=True)).to_have_value("moon")
+        expect(window.get_by_label("second shape")).to_have_value("drop")
+        expect(window.locator("#image")).to_have_attribute("alt", re.compile("^a green drop right of a pink moon"))
+        assert window.complaints == []
 
 
 @pytest.mark.parametrize("window", ["phone"], indirect=True)

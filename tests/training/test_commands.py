@@ -53,6 +53,19 @@ def test_training_killed_and_started_again_writes_the_very_same_weights(
     assert {family.manifest.teacher.training.iterations for family in families} == {24}
 
 
+def test_what_is_trained_already_is_not_trained_again(
+    family: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert not distil(monkeypatch, family.folder, "3")
+    before = (family.folder / "student-3.safetensors").stat().st_mtime_ns
+    shutil.rmtree(family.folder.parent / "runs")
+    capsys.readouterr()
+    assert not distil(monkeypatch, family.folder, "3")
+    assert "has this 3-step student already" in capsys.readouterr().out
+    assert (family.folder / "student-3.safetensors").stat().st_mtime_ns == before
+    assert not (family.folder.parent / "runs").exists()
+
+
 @pytest.fixture
 def family(digits_family: Family, tmp_path: Path) -> Family:
     """A copy of the trained family that may be changed."""

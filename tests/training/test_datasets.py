@@ -55,34 +55,47 @@ def test_drawn_pictures_are_a_function_of_seed_and_position():
     later, wishes = data.batch(8, 3, seed=3)
     assert torch.equal(x[3:], later) and torch.equal(condition[3:], wishes)
     assert not torch.equal(x, data.batch(5, 6, seed=4)[0])
-    assert x.shape == (6, 3, 16, 16) and x.dtype == torch.float32 and condition.shape == (6, 3)
+    assert x.shape == (6, 3, 16, 16) and x.dtype == torch.float32 and condition.shape == (6, 6)
     assert x.min() >= -1 and x.max() <= 1
 
 
-def test_held_out_combinations_are_never_drawn_in_training_and_always_in_the_held_out_set():
+def test_held_out_scenes_are_never_drawn_in_training_and_always_in_the_held_out_set():
     rng = np.random.default_rng(0)
-    seen = {shapes.draw_condition(rng) for _ in range(8000)}
-    unseen = {shapes.draw_condition(rng, held_out=True) for _ in range(1500)}
+    seen = {shapes.draw_condition(rng) for _ in range(16000)}
+    unseen = {shapes.draw_condition(rng, held_out=True) for _ in range(3000)}
     assert not any(map(shapes.is_held_out, seen)) and all(map(shapes.is_held_out, unseen))
-    assert len(seen) == 540 and len(unseen) == 60
-    _, condition = Shapes(16, held_out=True).batch(0, 20, seed=1)
-    assert all(shapes.is_held_out(tuple(row)) for row in condition.tolist())
-    _, condition = Shapes(16).batch(0, 50, seed=1)
-    assert not any(shapes.is_held_out(tuple(row)) for row in condition.tolist())
+    assert len({scene for scene in seen if scene[2] == shapes.ALONE}) == 540
+    assert len({scene for scene in unseen if scene[2] == shapes.ALONE}) == 60
+    for held_out in (False, True):
+        _, condition = Shapes(16, held_out=held_out).batch(0, 50, seed=1)
+        assert all(shapes.is_held_out(tuple(row)) == held_out for row in condition.tolist())
 
 
 def test_every_word_and_every_pair_of_words_but_few_is_seen_in_training():
-    allowed = [(a, b, c) for a, b, c in np.ndindex(10, 10, 6) if not shapes.is_held_out((a + 1, b + 1, c + 1))]
-    for slot, size in enumerate((10, 10, 6)):
-        assert {triple[slot] for triple in allowed} == set(range(size))
-    assert len({(a, b) for a, b, _ in allowed}) == 100 and len({(a, c) for a, _, c in allowed}) == 60
+    alone = [(a + 1, b + 1, shapes.ALONE, 0, 0, c + 1) for a, b, c in np.ndindex(10, 10, 6)]
+    allowed = [scene for scene in alone if not shapes.is_held_out(scene)]
+    for slot, size in ((0, 10), (1, 10), (5, 6)):
+        assert {scene[slot] for scene in allowed} == set(range(1, size + 1))
+    assert len({scene[:2] for scene in allowed}) == 100 and len({(a, c) for a, *_, c in allowed}) == 60
+    rng = np.random.default_rng(1)
+    pairs = [scene for scene in (shapes.draw_condition(rng) for _ in range(8000)) if scene[2] != shapes.ALONE]
+    assert len({(first, second) for _, first, _, _, second, _ in pairs}) == 90
+
+
+def test_the_first_shape_of_a_pair_is_left_of_or_above_the_second():
+    rng = np.random.default_rng(2)
+    for relation, axis in ((shapes.LEFT, 1), (shapes.ABOVE, 0)):
+        pixels = shapes.draw_image(rng, (1, 1, relation, 6, 1, 6), 32).astype(int)  # red and blue on snow
+        red = np.argwhere((pixels[..., 0] > 180) & (pixels[..., 2] < 90))
+        blue = np.argwhere((pixels[..., 2] > 180) & (pixels[..., 0] < 90))
+        assert len(red) and len(blue) and red[:, axis].max() < blue[:, axis].min()
 
 
 @pytest.mark.parametrize("shape", range(1, 11))
 def test_every_shape_is_drawn_in_its_colour_on_its_background(shape: int):
     colour, background = 1 + shape % 10, 1 + shape % 6
     rng = np.random.default_rng(0)
-    picture = shapes.draw_image(rng, (colour, shape, background), 32).reshape(-1, 3).astype(int)
+    picture = shapes.draw_image(rng, (colour, shape, shapes.ALONE, 0, 0, background), 32).reshape(-1, 3).astype(int)
     for wanted in (list(shapes.COLOURS.values())[colour - 1], list(shapes.BACKGROUNDS.values())[background - 1]):
         assert (np.abs(picture - wanted).max(1) <= 2).sum() > 40
 
