@@ -4,6 +4,7 @@
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
+  ablate     train short distillations that differ in one thing, and measure each
   report     write the measured table into a Markdown file
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
