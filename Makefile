@@ -103,7 +103,7 @@ measure: $(MEASURED)/samplers
 	@for file in README.md docs/*.md; do if grep -q '<!-- [a-z]* $(NAME) -->' $$file; then \
 	  $(BIN)/stepdial report --family $(FAMILY) --file $$file || exit; fi; done
 
-$(MEASURED)/positions: .venv/.test $(FAMILY)/family.json
+$(MEASURED)/positions: $(FAMILY)/family.json | .venv/.test
 	$(EVALUATE)
 	@mkdir -p $(@D) && touch $@
 

@@ -207,7 +207,7 @@ class Laboratory:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.out.parent):
             record = self.record
-            others = [known for known in self.rows if (known.arm, known.steps) != (row.arm, row.steps)]
+            others = [known for known in self.rows if not _replaces(row, known)]
             rows = tuple(sorted([*others, row], key=lambda known: known.steps))
             study = self.study.model_copy(update={"rows": rows})
             studies = [study if self._is_this(known) else known for known in record.studies]
@@ -217,6 +217,12 @@ class Laboratory:
     def _is_this(self, study: Study) -> bool:
         ours = self.study
         return (study.baseline, study.samples, study.seeds) == (ours.baseline, ours.samples, ours.seeds)
+
+
+def _replaces(row: Ablation, known: Ablation) -> bool:
+    """Tell whether a row stands for another: of its arm and steps, or of its arm's network for other step counts."""
+    (ours, theirs) = (one.training.settings.get("segments") for one in (row, known))
+    return row.arm == known.arm and (row.steps == known.steps or ours != theirs)
 
 
 def ablate(

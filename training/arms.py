@@ -44,7 +44,7 @@ def _with(**changes: Any) -> Callable[[StudentSettings], dict[str, Any]]:
     return lambda baseline: changes
 
 
-BASELINE = Arm("baseline", "a separate student of each step count, as --help and the flags say")
+BASELINE = Arm("baseline", "a separate student of each step count, by the recipe")
 ARMS = (
     BASELINE,
     Arm("unguided", "no guidance baked in", _with(guidance=0.0)),
