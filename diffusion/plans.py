@@ -4,8 +4,10 @@ A plan is data.  Its hops become rows of the coefficient table that `kernels.hop
 numbers and a wave may hold any mix of them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,6 +47,20 @@ class Hop(BaseModel):
         return self.rule in ("ancestral", "noise_ddim") and self.s > 0
 
 
+class Evaluation(NamedTuple):
+    """One network evaluation of a plan: a hop, or one of the two that a heun hop takes."""
+
+    hop: Hop
+    """The hop it belongs to."""
+    corrects: bool = False
+    """Whether it is the second of a heun hop, at the time the first one led to."""
+
+    @property
+    def t(self) -> float:
+        """Time of the latent that is evaluated."""
+        return self.hop.s if self.corrects else self.hop.t
+
+
 class Plan(BaseModel):
     """The hops of one image, t falling from 1 to 0 without a gap."""
 
@@ -62,15 +78,29 @@ class Plan(BaseModel):
             raise ValueError(f"hops must fall from 1 to 0 without a gap, got {[(hop.t, hop.s) for hop in self.hops]}")
         return self
 
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The network evaluations of one image, in order: one a hop, two a heun hop but the last."""
+        return tuple(
+            Evaluation(hop, corrects)
+            for hop in self.hops
+            for corrects in ((False, True) if hop.rule == "heun" and hop.s > 0 else (False,))
+        )
+
+    @cached_property
+    def visits(self) -> Counter[str]:
+        """How many evaluations each member takes."""
+        return Counter(hop.member for hop, _ in self.evaluations)
+
     @property
     def steps(self) -> int:
         """Network evaluations of one image, a guided evaluation counting once; what the dial shows."""
-        return sum(2 if hop.rule == "heun" and hop.s > 0 else 1 for hop in self.hops)
+        return len(self.evaluations)
 
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the members the plan visits, without repeats."""
-        return tuple(dict.fromkeys(hop.member for hop in self.hops))
+        return tuple(self.visits)
 
 
 def plan(
@@ -146,3 +176,26 @@ def coefficient_row(
         row[Column.OUT_EPS] = (alpha_t / alpha_s) * sigma_s**2 / sigma_t
         row[Column.OUT_NOISE] = (sigma_s**2 - row[Column.OUT_EPS] ** 2).clamp(min=0.0).sqrt()
     return row
+
+
+def correction_row(hop: Hop, schedule: CosineSchedule, *, guidance: float = 0.0) -> Tensor:
+    """Return the row of a heun hop's second evaluation, float64 (8,), for `kernels.hop` at (z_s, v_s).
+
+    With r = sigma_s / sigma_t and z_s what the first half led to, the trapezoid rule is
+
+        DDIM of (x_t + x_s) / 2 from z_t  =  (alpha_s - alpha_t r) / 2 * x_s  +  (z_s + r z_t) / 2,
+
+    a row whose "noise", with weight 1, is the second term (`halfway`).
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(hop.t), schedule.alpha_sigma(hop.s)
+    row = torch.zeros(len(Column), dtype=torch.float64)
+    row[Column.ALPHA_T], row[Column.SIGMA_T] = alpha_s, sigma_s
+    row[Column.GUIDANCE], row[Column.CLIP] = guidance, float(hop.clip)
+    row[Column.OUT_X] = 0.5 * (alpha_s - alpha_t * sigma_s / sigma_t)
+    row[Column.OUT_NOISE] = 1.0
+    return row
+
+
+def halfway(hop: Hop, schedule: CosineSchedule, z_t: Tensor, z_s: Tensor) -> Tensor:
+    """Return (z_s + sigma_s / sigma_t z_t) / 2: what a heun hop keeps of its first half for `correction_row`."""
+    return 0.5 * (z_s + float(schedule.alpha_sigma(hop.s)[1] / schedule.alpha_sigma(hop.t)[1]) * z_t)

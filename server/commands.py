@@ -53,6 +53,7 @@ def run(settings: Settings, family: Family, device: Device) -> int:
     import uvicorn
 
     from server.app import create_app
+    from server.ending import DrainingServer, leave_hung_threads
 
     lost = False
 
@@ -70,10 +71,12 @@ def run(settings: Settings, family: Family, device: Device) -> int:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
     )
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, drain=app.state.drain, seconds=settings.shutdown_timeout_seconds)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn handles it while it runs, and repeats it when it is done
     try:
         server.run()
     except KeyboardInterrupt:
         pass  # repeated by uvicorn likewise
-    return 1 if lost or not server.started else 0
+    status = 1 if lost or not server.started else 0
+    leave_hung_threads(status)
+    return status

@@ -13,9 +13,10 @@ DESCRIPTIONS = {
     413: "The body is too large",
     415: "The body is not application/json",
     422: "The request is not valid; `errors` points at the fields, `available_steps` lists the dial",
+    429: "Nothing that the request allows can be ready by its deadline; `min_feasible_ms` could be promised now",
     500: "The device could not draw this",
     503: "The queue is full, or the server is starting or stopping; `Retry-After` says when to try again",
-    504: "Not drawn within the server's time limit",
+    504: "Not drawn by the request's deadline, or within the server's time limit",
 }
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 

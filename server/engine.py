@@ -1,25 +1,41 @@
 """The engine: the only room that touches the device. One wave is one network evaluation and one fused update."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
-from typing import Any
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.family import Family, FamilyError
-from diffusion.plans import Hop, coefficient_row, plan
+from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
 from diffusion.uvit import UViT, UViTConfig
 from kernels import Column, hop, last_hop, noise
 from server import metrics
-from server.failures import DeviceLost
+from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
-from server.samples import Sample, Turn
+from server.pace import Timing
+from server.samples import Previewed, Sample, Turn, Underway
 
 log = logging.getLogger(__name__)
+
+REPEATS = 3
+"""Waves of each size that warm-up times; their median counts."""
+
+
+class Halfway(NamedTuple):
+    """The latent of a sample amid a heun hop."""
+
+    z: Tensor
+    """Where the first evaluation led to, (C, H, W)."""
+    kept: Tensor
+    """What the second adds to its own x_hat (`diffusion.plans.halfway`)."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,14 +50,15 @@ class Engine:
         self.family = family
         self.device = device
         self._networks: dict[str, UViT] = {}
-        self._rows: dict[Hop, tuple[list[float], float]] = {}
+        self._rows: dict[Evaluation, tuple[list[float], float]] = {}
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
         self._exact: dict[tuple[UViTConfig, bool], tuple[int, ...]] = {}
 
-    def prepare(self) -> None:
-        """Load every network, find the exact buckets, warm all shapes, and draw the golden samples again.
+    def prepare(self) -> list[Timing]:
+        """Load every network, find the exact buckets, warm and time all shapes, and draw the golden samples again.
 
+        Returns what waves of each network and size took, in the exact mode.
         Raises FamilyError when the family's files are not what they should be or the images are not as recorded.
         """
         for member in self.family.manifest.members:
@@ -50,36 +67,63 @@ class Engine:
             self._find_exact_buckets(sample)
             for bucket in self._buckets:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
+        timings = list(self._time_waves())
         self._check_golden()
         metrics.WAVE_ROWS.clear()  # warming up is no traffic
         metrics.WAVE_PADDING.clear()
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
+        return timings
 
-    def wave(self, turns: Sequence[Turn]) -> list[Any]:
-        """Take one hop of each turn, all of one member; return latents (C, H, W), or for last turns images (H, W, C).
+    def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
+        """Take one evaluation of each turn, all of one member; return latents, or for last turns images (H, W, C).
 
-        Raises DeviceLost when the device's context is broken; any other error concerns this wave only.
+        A turn that asks for a preview gets `Previewed`. On a GPU the wave is only enqueued, and returned as `Underway`.
+        Raises DeviceLost when the device's context is broken, OutOfMemory when there is no room for a wave of this size;
+        any other error concerns this wave only.
         """
-        results: list[Any] = [None] * len(turns)
         try:
-            for numbers, bucket in self._batches(turns):
-                batch = [turns[number] for number in numbers]
-                for number, result in zip(numbers, self._wave(batch, bucket), strict=True):
-                    results[number] = result
-            if self.device.type == "cuda":  # the next wave is chosen when this one is done, not when it is queued
-                torch.cuda.synchronize(self.device)
-        except torch.OutOfMemoryError:
-            raise
-        except torch.AcceleratorError as error:
-            raise DeviceLost("the device is lost") from error
-        return results
+            results = self._hand_over(turns)
+        except RuntimeError as error:
+            failure = _failure(error)
+        else:
+            if self.device.type != "cuda":
+                return results
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.device))
+            return Underway(partial(self._finish, done, results))
+        if isinstance(failure, OutOfMemory) and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise failure  # out here, where the failed wave's tensors are no longer held by its traceback
 
     def draw(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Return the images of samples of one plan, uint8 (H, W, C), in as many waves as the plan has hops."""
         latents: list[Any] = [None] * len(samples)
         for number in range(samples[0].evaluations):
-            latents = self.wave([Turn(sample, number, latent) for sample, latent in zip(samples, latents, strict=True)])
+            turns = [Turn(sample, number, latent) for sample, latent in zip(samples, latents, strict=True)]
+            latents = self._draw_wave(turns)
         return latents
+
+    def _draw_wave(self, turns: Sequence[Turn]) -> list[Any]:
+        """A wave from start to end."""
+        results = self.wave(turns)
+        return list(results.wait()) if isinstance(results, Underway) else results
+
+    def _hand_over(self, turns: Sequence[Turn]) -> list[Any]:
+        results: list[Any] = [None] * len(turns)
+        for numbers, bucket in self._batches(turns):
+            batch = [turns[number] for number in numbers]
+            for number, result in zip(numbers, self._wave(batch, bucket), strict=True):
+                results[number] = result
+        return results
+
+    @staticmethod
+    def _finish(done: torch.cuda.Event, results: list[Any]) -> list[Any]:
+        """Wait for an enqueued wave; a broken context is noticed here."""
+        try:
+            done.synchronize()
+        except RuntimeError as error:
+            raise _failure(error) from error
+        return results
 
     def _batches(self, turns: Sequence[Turn]) -> list[tuple[list[int], int]]:
         """Cut a wave into batches of like guidance, each with the bucket to pad it to: (turns' numbers, bucket)."""
@@ -115,33 +159,60 @@ class Engine:
         metrics.WAVE_PADDING.labels(member).inc(bucket - count)
         latents, images = z, np.empty(0)
         if not all(turn.is_last for turn in turns):
-            latents = hop(z, v, table, v_uncond=v_uncond, noise=self._fresh_noise(padded))
-        if any(turn.is_last for turn in turns):
-            images = last_hop(z, v, table, v_uncond=v_uncond).cpu().numpy()
-        return [images[row] if turn.is_last else latents[row] for row, turn in enumerate(turns)]
+            latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))
+        if any(turn.is_last or turn.preview for turn in turns):
+            images = self._to_host(last_hop(z, v, _ending(table), v_uncond=v_uncond))
+        return [
+            images[row]
+            if turn.is_last
+            else self._moved(turn, z[row], latents[row], images[row] if turn.preview else None)
+            for row, turn in enumerate(turns)
+        ]
+
+    def _moved(self, turn: Turn, z_t: Tensor, z_s: Tensor, preview: np.ndarray | None) -> Any:
+        """What a turn that is not the last returns."""
+        latent: Any = z_s
+        if not turn.ends_hop:
+            latent = Halfway(z_s, halfway(turn.hop, self.family.manifest.schedule, z_t, z_s))
+        return latent if preview is None else Previewed(latent, preview)
 
     def _latents(self, turns: Sequence[Turn]) -> Tensor:
         """Stack the turns' latents; those that begin get the noise of their seed, which no neighbour changes."""
         new = [turn.sample for turn in turns if turn.latent is None]
         drawn = iter(self._noise(new, [0] * len(new))) if new else iter(())
-        return torch.stack([next(drawn) if turn.latent is None else turn.latent for turn in turns])
+        known = (turn.latent.z if turn.evaluation.corrects else turn.latent for turn in turns)
+        return torch.stack([next(drawn) if latent is None else latent for latent in known])
 
-    def _fresh_noise(self, turns: Sequence[Turn]) -> Tensor | None:
-        if not any(turn.hop.random for turn in turns):
+    def _added(self, turns: Sequence[Turn]) -> Tensor | None:
+        """What the update adds beside x_hat and eps_hat: fresh noise, or the first half of a heun hop."""
+        if not any(turn.hop.random or turn.evaluation.corrects for turn in turns):
             return None
-        return self._noise([turn.sample for turn in turns], [turn.number + 1 for turn in turns])
+        hops = [sum(not earlier.corrects for earlier in turn.sample.plan.evaluations[: turn.number]) for turn in turns]
+        added = self._noise([turn.sample for turn in turns], [taken + 1 for taken in hops])
+        return torch.stack(
+            [turn.latent.kept if turn.evaluation.corrects else added[row] for row, turn in enumerate(turns)]
+        )
+
+    def _to_host(self, images: Tensor) -> np.ndarray:
+        """Images in host memory; of a GPU's they are there once the wave is finished, without waiting for it now."""
+        if self.device.type != "cuda":
+            return images.numpy()
+        return torch.empty_like(images, device="cpu", pin_memory=True).copy_(images, non_blocking=True).numpy()
 
     def _noise(self, samples: Sequence[Sample], streams: Sequence[int]) -> Tensor:
         seeds, indices = [sample.seed for sample in samples], [sample.index for sample in samples]
         return noise(seeds, indices, self.family.manifest.shape, stream=streams, device=self.device)
 
     def _row(self, turn: Turn) -> tuple[list[float], float]:
-        """The turn's row of the coefficient table, and its logsnr; the part that depends on the hop alone is kept."""
-        known = self._rows.get(turn.hop)
+        """The turn's row of the coefficient table, and its logsnr; the part that the sample does not change is kept."""
+        known = self._rows.get(turn.evaluation)
         if known is None:
             schedule = self.family.manifest.schedule
-            row = coefficient_row(turn.hop, schedule, variance=self.family.variance).tolist()
-            known = self._rows[turn.hop] = row, schedule.logsnr(turn.hop.t).item()
+            if turn.evaluation.corrects:
+                table_row = correction_row(turn.hop, schedule)
+            else:
+                table_row = coefficient_row(turn.hop, schedule, variance=self.family.variance)
+            known = self._rows[turn.evaluation] = table_row.tolist(), schedule.logsnr(turn.evaluation.t).item()
         row = known[0].copy()
         row[Column.GUIDANCE] = turn.sample.guidance
         return row, known[1]
@@ -156,6 +227,24 @@ class Engine:
             if member.role == "teacher":
                 samples.append(Sample(halves, condition, seed=0, guidance=manifest.guidance or 1.0))
         return samples
+
+    def _time_waves(self) -> Iterator[Timing]:
+        """Time exact waves of every size, once per architecture: how long it takes does not depend on the weights."""
+        measured: dict[tuple[UViTConfig, bool], list[tuple[int, float]]] = {}
+        for sample in self._typical_samples():
+            member, guided = sample.plan.members[0], sample.guidance != 0
+            key = self._networks[member].config, guided
+            if key not in measured:
+                measured[key] = [(rows, self._time_wave([Turn(sample, 0, None)] * rows)) for rows in self._buckets]
+            yield from (Timing(member, guided, rows, seconds) for rows, seconds in measured[key])
+
+    def _time_wave(self, turns: Sequence[Turn]) -> float:
+        """Seconds of a wave: the median of a few."""
+        times = [perf_counter()]
+        for _ in range(REPEATS):
+            self._draw_wave(turns)
+            times.append(perf_counter())
+        return median(after - before for before, after in zip(times, times[1:], strict=False))
 
     def _find_exact_buckets(self, sample: Sample) -> None:
         """Try which buckets agree, once per architecture: shapes choose the algorithm, not the values of weights."""
@@ -193,3 +282,23 @@ class Engine:
             images[entry] = torch.from_numpy(self.draw([sample])[0])
         self.family.check_golden(images)
         log.info("golden check passed on %d samples", len(images))
+
+
+def _ending(table: Tensor) -> Tensor:
+    """The coefficient table that makes x_hat of every row: what the image would be if it ended with this evaluation."""
+    table = table.clone()
+    table[:, Column.OUT_X] = 1.0
+    for column in (Column.OUT_EPS, Column.Z_VAR, Column.OUT_NOISE):
+        table[:, column] = 0.0
+    return table
+
+
+def _failure(error: RuntimeError) -> Exception:
+    """What an error of torch means to whoever waits."""
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return OutOfMemory(str(error))
+    if isinstance(error, torch.AcceleratorError):
+        lost = DeviceLost("the device is lost")
+        lost.__cause__ = error
+        return lost
+    return error

@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from server import metrics
 from server.failures import (
     ClientGone,
+    DeadlinePassed,
+    DeadlineUnattainable,
     DeviceLost,
     DrawFailed,
     FieldRefused,
@@ -43,8 +45,10 @@ TABLE: dict[type[Exception], Answer] = {
     RequestValidationError: Answer(422, "invalid-request", "The request is not valid", "invalid"),
     ModelUnknown: Answer(404, "model-unknown", "No such model", "invalid"),
     NotMeasured: Answer(404, "not-measured", "Nothing was measured", "invalid"),
-    NotReady: Answer(503, "not-ready", "The server is starting", "rejected"),
+    NotReady: Answer(503, "not-ready", "The server is not ready", "rejected"),
     Overloaded: Answer(503, "queue-full", "The queue is full", "rejected"),
+    DeadlineUnattainable: Answer(429, "deadline-unattainable", "The deadline cannot be kept", "rejected"),
+    DeadlinePassed: Answer(504, "deadline-passed", "The deadline passed", "timeout"),
     TimedOut: Answer(504, "timed-out", "Not drawn in time", "timeout"),
     DrawFailed: Answer(500, "draw-failed", "The device could not draw this", "failed"),
     DeviceLost: Answer(503, "device-lost", "The device is lost", "failed"),
@@ -70,6 +74,8 @@ def retry_after(error: Exception) -> dict[str, str]:
         return {"Retry-After": str(max(1, math.ceil(error.backlog_seconds)))}
     if isinstance(error, NotReady | DeviceLost):
         return {"Retry-After": str(STARTING_RETRY_SECONDS)}
+    if isinstance(error, DeadlineUnattainable):  # OpenAI's clients would send it again, later than it was wanted
+        return {"X-Should-Retry": "false"}
     return {}
 
 
@@ -98,6 +104,10 @@ async def _failed(request: Request, error: Exception) -> Response:
         problem.errors = [FieldProblem(pointer=f"/{error.field}", detail=str(error))]
     if isinstance(error, StepsNotServed):
         problem.available_steps = list(error.available)
+    if isinstance(error, DeadlineUnattainable):
+        problem.min_feasible_ms = error.min_feasible_ms
+    if isinstance(error, DeadlinePassed):
+        problem.deadline_met = False
     return problem_response(problem, retry_after(error))
 
 

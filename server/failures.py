@@ -1,8 +1,10 @@
 """What can go wrong between a valid request and its images, in words that know neither HTTP nor the device."""
 
+import math
+
 
 class NotReady(Exception):
-    """The networks are still being loaded, warmed up and checked."""
+    """The networks are still being loaded, warmed up and checked, or the server is about to end."""
 
 
 class Overloaded(Exception):
@@ -18,12 +20,30 @@ class DrawFailed(Exception):
     """The device could not run a wave; the samples of that wave are lost, the server goes on."""
 
 
+class OutOfMemory(Exception):
+    """The device has no room for a wave of this size; a smaller one may work."""
+
+
 class DeviceLost(Exception):
     """The device will run no further wave; every sample is lost and the process has to end."""
 
 
 class TimedOut(Exception):
     """The images were not ready within the time that a request may take."""
+
+
+class DeadlinePassed(TimedOut):
+    """The deadline of the request passed while its images were waited for; their work is dropped."""
+
+
+class DeadlineUnattainable(Exception):
+    """Nothing that the request allows can be ready by its deadline."""
+
+    def __init__(self, deadline_seconds: float, feasible_seconds: float):
+        least = math.ceil(feasible_seconds * 1000)
+        super().__init__(f"deadline_ms is {deadline_seconds * 1000:.0f}; what is asked for would take {least} ms now")
+        self.min_feasible_ms = least
+        """The smallest deadline_ms that could be promised now."""
 
 
 class ClientGone(Exception):

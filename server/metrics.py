@@ -18,6 +18,12 @@ STAGE_SECONDS = Histogram(
 IMAGES = Counter("stepdial_images", "Images drawn and encoded", ["steps"])
 REJECTED = Counter("stepdial_rejected", "Requests refused at the door", ["reason"])
 
+DEGRADED = Counter("stepdial_degraded", "Requests that consented to fewer steps and got them", ["reason"])
+BROWNOUT_LEVEL = Gauge("stepdial_brownout_level", "0 is none; each level halves the steps of consenting requests")
+DEADLINES = Counter(
+    "stepdial_deadlines", "Accepted requests with a deadline, by whether it was kept", ["steps", "result"]
+)
+
 WAVE_SECONDS = Histogram(
     "stepdial_wave_duration_seconds",
     "One network evaluation over a wave and the update after it",
@@ -32,6 +38,9 @@ WAVE_PADDING = Counter("stepdial_wave_padding", "Rows of waves that only padded 
 DEVICE_SECONDS = Counter("stepdial_device_seconds", "Time spent in waves; its rate is utilisation", ["network"])
 WASTED_EVALUATIONS = Counter(
     "stepdial_wasted_evaluations", "Evaluations of samples that were never delivered", ["reason"]
+)
+SHORTENED_SAMPLES = Counter(
+    "stepdial_shortened_samples", "Samples that ended by a shorter plan they had consented to", ["reason"]
 )
 
 SAMPLES_WAITING = Gauge("stepdial_num_samples_waiting", "Accepted samples that were in no wave yet")

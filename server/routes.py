@@ -14,14 +14,15 @@ from diffusion.family import Family
 from diffusion.frontier import Frontier
 from server import metrics
 from server.accept import RAW_TYPES, wanted_format
+from server.account import ACCOUNT_HEADERS, account_headers, account_of
 from server.contract import problems
-from server.dial import Dial, Wish
+from server.dial import Dial
 from server.errors import answer_for
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
 from server.images import Format
 from server.patience import while_connected
 from server.scheduler import Scheduler
-from server.schemas import GenerateRequest, GenerateResponse, ImageData, ModelList, Status, Timings
+from server.schemas import Account, GenerateRequest, GenerateResponse, ImageData, ModelList, Status, Timings
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
@@ -32,7 +33,7 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
     router = APIRouter(tags=["drawing"])
 
     @router.post("/generate", response_model=GenerateResponse, responses=GENERATE_RESPONSES, summary="Draw images")
-    async def generate(body: GenerateRequest, request: Request) -> Any:
+    async def generate(body: GenerateRequest, request: Request, response: Response) -> Any:
         """Draw one image or several of one wish. `Accept: image/png` (webp, jpeg) answers with one image's bytes."""
         steps, outcome = dial.label(body), "failed"
         try:
@@ -47,9 +48,11 @@ def drawing_routes(dial: Dial, studio: Studio) -> APIRouter:
             raise
         finally:
             metrics.REQUESTS.labels(steps, outcome).inc()
+        account = account_of(wish, pictures, timings)
         if raw:
-            return _raw_response(wish, pictures[0], raw, timings)
-        return _json_response(wish, pictures, timings)
+            return _raw_response(account, pictures[0], raw, timings)
+        response.headers.update(account_headers(account))
+        return _json_response(wish.model, account, pictures, timings)
 
     return router
 
@@ -80,6 +83,8 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler) -> APIRoute
             raise DeviceLost("the device loop has ended")
         if scheduler.state == "starting":
             raise NotReady("the networks are being loaded, warmed up and checked")
+        if scheduler.state == "draining":
+            raise NotReady("the server is about to end and takes no new work")
         return Status(status="ready")
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
@@ -107,40 +112,35 @@ def _raw_format(body: GenerateRequest, accept: str) -> Format | None:
     return raw
 
 
-def _raw_response(wish: Wish, picture: Picture, output_format: Format, timings: Timings) -> Response:
+def _raw_response(account: Account, picture: Picture, output_format: Format, timings: Timings) -> Response:
     stages = (
         f"{stage};dur={getattr(timings, f'{stage}_seconds') * 1000:.3f}"
         for stage in ("queue", "device", "encode", "total")
     )
     headers = {
-        "X-Steps-Used": str(wish.steps),
+        **account_headers(account),
         "X-Seed": str(picture.seed),
-        "X-Student": wish.student,
         "Server-Timing": ", ".join(stages),
     }
     return Response(picture.data, headers=headers, media_type=f"image/{output_format}")
 
 
-def _json_response(wish: Wish, pictures: list[Picture], timings: Timings) -> GenerateResponse:
+def _json_response(model: str, account: Account, pictures: list[Picture], timings: Timings) -> GenerateResponse:
     data = [ImageData(b64_json=base64.b64encode(p.data).decode(), seed=p.seed, index=p.index) for p in pictures]
     return GenerateResponse(
         id=f"img_{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=wish.model,
-        student=wish.student,
-        steps_requested=wish.steps,
-        steps_used=wish.steps,
-        degraded=False,
+        model=model,
+        **account.model_dump(),
         data=data,
         timings=timings,
     )
 
 
 RAW_HEADERS = {
-    "X-Steps-Used": "Network evaluations the image took",
-    "X-Seed": "The seed",
-    "X-Student": "The networks that drew",
-    "Server-Timing": "queue, device, encode and total, in milliseconds",
+    **ACCOUNT_HEADERS,
+    "X-Seed": "The seed, with raw bytes",
+    "Server-Timing": "queue, device, encode and total, in milliseconds, with raw bytes",
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -148,5 +148,5 @@ GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES},
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RAW_HEADERS.items()},
     },
-    **problems(400, 404, 413, 415, 422, 500, 503, 504),
+    **problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }

@@ -3,95 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections import Counter
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from server import metrics
-from server.failures import DeviceLost, DrawFailed, NotReady, Overloaded
+from server.device import Device, DeviceThread, Wave
+from server.failures import DeviceLost, DrawFailed, NotReady, OutOfMemory, Overloaded
+from server.lanes import PATIENCE, Lane, Lanes
+from server.load import Load
+from server.pace import Pace
 from server.samples import Sample, Turn
+from server.tickets import Drawn, Preview, Progress, Ticket, rest
 
-PACE_MEMORY = 0.9
-"""Share of the old estimate that a wave leaves in the measured seconds per evaluation."""
+if TYPE_CHECKING:
+    from diffusion.plans import Plan
 
+log = logging.getLogger(__name__)
 
-class Device(Protocol):
-    """What draws; both methods run on the one device thread."""
+LEAD_SECONDS = 0.002
+"""How long before a wave should end the next one is cut: late, so that it can grow, but before the device would wait."""
+HANG_FACTOR = 10
+"""A wave that takes so many times what was expected, and longer than hang_seconds, will never end."""
 
-    def prepare(self) -> None:
-        """Get ready to draw. Raises when the networks cannot be trusted to."""
-
-    def wave(self, turns: Sequence[Turn]) -> Sequence[Any]:
-        """Take one hop of each turn, all of one network; return the next latents, or for last turns the images.
-
-        Raises DeviceLost when no further wave will work, anything else when only this wave failed.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A finished image."""
-
-    pixels: Any
-    """What the device returned for the last hop: uint8 (H, W, C)."""
-    queue_seconds: float
-    """Time spent waiting for a wave, before the first and between two."""
-    device_seconds: float
-    """Time spent in waves."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A sample on its way."""
-
-    sample: Sample
-    image: asyncio.Future[Drawn]
-    order: int
-    arrived: float
-    number: int = 0
-    latent: Any = None
-    device_seconds: float = 0.0
-
-    @property
-    def pending(self) -> int:
-        """Evaluations still to come."""
-        return self.sample.evaluations - self.number
-
-
-@dataclass(slots=True)
-class Lane:
-    """The samples whose next hop needs the same network, oldest first."""
-
-    since: int
-    """When the lane was last served or, if later, last became non-empty; counted in events, not seconds."""
-    heap: list[tuple[int, Ticket]] = field(default_factory=list)
+State = Literal["starting", "ready", "draining", "stopped"]
 
 
 class Scheduler:
     """Draws samples in waves; samples join and leave at every wave.
 
-    All state belongs to the event loop; only the device's methods run elsewhere, on one thread. There is no batching
-    delay: while the device works, the next wave grows. The lane that has waited longest is next, so no lane is served
-    twice while another waits, and a 1-step sample never waits for all of a 512-step one; inside a lane the oldest
-    samples go first. Every accepted sample gets exactly one answer: its image, an error, or its caller's cancellation.
+    All state belongs to the event loop; only the device's methods run elsewhere. There is no batching delay: while the
+    device works, the next wave grows. Who is next is decided in `lanes`. While one wave runs a second stands ready, cut
+    just before the first should end. Every accepted sample gets exactly one answer: its image, an error, or its
+    caller's cancellation.
     """
 
-    def __init__(self, device: Device, *, max_wave: int, max_evaluations: int):
-        self.state: Literal["starting", "ready", "stopped"] = "starting"
+    def __init__(self, device: Device, *, max_wave: int, max_evaluations: int, hang_seconds: float = 60.0):
+        self.state: State = "starting"
         self.max_evaluations = max_evaluations
-        self._device = device
-        self._max_wave = max_wave
-        self._lanes: dict[str, Lane] = {}
+        self.pace = Pace(max_wave)
+        """What waves take, kept up to date."""
+        self.shorten_all = False
+        """Whether samples that have alternatives are to end as soon as these allow, promised or not."""
+        self._hang_seconds = hang_seconds
+        self._thread = DeviceThread(device)
+        self._lanes = Lanes(max_wave)
         self._unanswered: set[Ticket] = set()
-        self._pace: dict[str, float] = {}
-        self._orders, self._events = count(), count()
-        self._arrival = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "device")
+        self._waves: dict[Wave, asyncio.Task[None]] = {}
+        self._orders = count()
+        self._look = asyncio.Event()
+        """Set when there may be something to do."""
+        self._answered = asyncio.Event()
+        """Set when nobody is left unanswered."""
+        self._known_load: Load | None = None
 
     @property
     def evaluations(self) -> int:
@@ -101,108 +67,77 @@ class Scheduler:
     @property
     def backlog_seconds(self) -> float:
         """How long the device will need for them, from the measured pace of each network."""
-        pending = Counter(hop.member for ticket in self._unanswered for hop in ticket.sample.plan.hops[ticket.number :])
-        return sum(evaluations * self._pace.get(member, 0.0) for member, evaluations in pending.items())
+        return self._load.backlog_seconds
 
-    async def draw(self, samples: Sequence[Sample]) -> list[Drawn]:
+    def predict(self, samples: Sequence[Sample]) -> float:
+        """Return in how many seconds these samples would all be drawn if they were accepted now.
+
+        It errs on the long side: everybody who is here goes first. Who comes later is not foreseen.
+        """
+        return self._load.seconds_until_drawn([rest(sample) for sample in samples])
+
+    async def draw(
+        self,
+        samples: Sequence[Sample],
+        *,
+        deadline: float | None = None,
+        preview: Preview | None = None,
+        progress: Progress | None = None,
+    ) -> list[Drawn]:
         """Return the images of all samples, or raise for all of them; cancel this to drop the work.
 
+        deadline: when they are promised, a time of perf_counter; it orders the waves and lets samples end by one of their
+        alternatives, but late images are returned too. preview is called after every hop of a sample but its last,
+        progress after every hop, both on the event loop; what they raise fails the sample.
         Raises NotReady, Overloaded (all or none are accepted), DrawFailed, DeviceLost.
         """
         if self.state != "ready":
-            raise NotReady if self.state == "starting" else DeviceLost("the device has stopped")
+            raise self._refusal()
         if self.evaluations + sum(sample.evaluations for sample in samples) > self.max_evaluations:
             raise Overloaded(self.backlog_seconds)
-        loop, now = asyncio.get_running_loop(), perf_counter()
-        tickets = [Ticket(sample, loop.create_future(), next(self._orders), now) for sample in samples]
+        tickets = [self._ticket(sample, deadline) for sample in samples]
+        for place, ticket in enumerate(tickets):
+            ticket.place, ticket.preview, ticket.progress = place, preview, progress
         self._unanswered.update(tickets)
-        for ticket in tickets:
-            self._enqueue(ticket)
+        self._enqueue(tickets)
         try:
             return await asyncio.gather(*(ticket.image for ticket in tickets))
         finally:
-            for ticket in tickets:
-                ticket.image.cancel()
-            self._unanswered.difference_update(tickets)
+            self._forget(tickets)
 
     async def run(self) -> None:
         """Prepare the device, then draw until cancelled or the device is lost. Answers everyone before it ends."""
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._device.prepare)
-            self.state = "ready"
+            for timing in await self._thread.prepare():
+                self.pace.observe(*timing)
+            self.state = "ready" if self.state == "starting" else self.state
             while True:
-                await self._run_wave(await self._next_wave())
+                self._look.clear()
+                while wave := self._cut():
+                    self._waves[wave] = asyncio.create_task(self._fly(wave))
+                    self._waves[wave].add_done_callback(lambda _: self._look.set())
+                await self._pause()
         finally:
             self.state = "stopped"
             for ticket in self._unanswered:
-                _fail(ticket, DeviceLost("the device has stopped"))
-            self._thread.shutdown(wait=False, cancel_futures=True)
+                ticket.fail(DeviceLost("the device has stopped"))
+            for task in self._waves.values():
+                task.cancel()
+            await asyncio.gather(*self._waves.values(), return_exceptions=True)
+            self._thread.close()
 
-    def _enqueue(self, ticket: Ticket) -> None:
-        member = ticket.sample.plan.hops[ticket.number].member
-        lane = self._lanes.setdefault(member, Lane(0))
-        if not lane.heap:
-            lane.since = next(self._events)
-        heapq.heappush(lane.heap, (ticket.order, ticket))
-        self._arrival.set()
-
-    async def _next_wave(self) -> list[Ticket]:
-        while True:
-            for lane in sorted((lane for lane in self._lanes.values() if lane.heap), key=lambda lane: lane.since):
-                wave: list[Ticket] = []
-                while lane.heap and len(wave) < self._max_wave:
-                    ticket = heapq.heappop(lane.heap)[1]
-                    if ticket.image.done():  # its caller has gone
-                        metrics.WASTED_EVALUATIONS.labels("cancelled").inc(ticket.number)
-                    else:
-                        wave.append(ticket)
-                lane.since = next(self._events)
-                if wave:
-                    return wave
-            self._arrival.clear()
-            await self._arrival.wait()
-
-    async def _run_wave(self, wave: list[Ticket]) -> None:
-        member = wave[0].sample.plan.hops[wave[0].number].member
-        turns = [Turn(ticket.sample, ticket.number, ticket.latent) for ticket in wave]
-        began = perf_counter()
+    async def drain(self, seconds: float) -> None:
+        """Refuse new work and return when what was accepted is answered: after so many seconds with NotReady."""
+        if self.state != "stopped":
+            self.state = "draining"
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._device.wave, turns)
-            self._measure(member, len(wave), perf_counter() - began)
-            for ticket, turn, result in zip(wave, turns, results, strict=True):
-                self._advance(ticket, turn, result, perf_counter() - began)
-        except DeviceLost as error:
-            self._fail_wave(wave, error)
-            raise
-        except Exception as error:
-            failure = DrawFailed("the device could not run this wave")
-            failure.__cause__ = error
-            self._fail_wave(wave, failure)
-
-    def _advance(self, ticket: Ticket, turn: Turn, result: Any, seconds: float) -> None:
-        ticket.number += 1
-        ticket.device_seconds += seconds
-        if ticket.image.done():
-            metrics.WASTED_EVALUATIONS.labels("cancelled").inc(ticket.number)
-        elif turn.is_last:
-            waited = perf_counter() - ticket.arrived - ticket.device_seconds
-            ticket.image.set_result(Drawn(result, max(0.0, waited), ticket.device_seconds))
-        else:
-            ticket.latent = result
-            self._enqueue(ticket)
-
-    def _fail_wave(self, wave: Sequence[Ticket], error: Exception) -> None:
-        for ticket in wave:
-            metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
-            _fail(ticket, error)
-
-    def _measure(self, member: str, samples: int, seconds: float) -> None:
-        pace = seconds / samples
-        self._pace[member] = PACE_MEMORY * self._pace.get(member, pace) + (1 - PACE_MEMORY) * pace
-        metrics.WAVE_SECONDS.labels(member).observe(seconds)
-        metrics.WAVE_SAMPLES.labels(member).observe(samples)
-        metrics.DEVICE_SECONDS.labels(member).inc(seconds)
+            async with asyncio.timeout(seconds):
+                while self._unanswered:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            for ticket in self._unanswered:
+                ticket.fail(self._refusal())
 
     def publish(self) -> None:
         """Set the gauges of what is waiting; called when metrics are read, since nobody looks at them between."""
@@ -214,7 +149,187 @@ class Scheduler:
         metrics.PENDING_EVALUATIONS.set(self.evaluations)
         metrics.BACKLOG_SECONDS.set(self.backlog_seconds)
 
+    @property
+    def _load(self) -> Load:
+        if self._known_load is None:
+            self._known_load = Load(self._unanswered, self.pace)
+        return self._known_load
 
-def _fail(ticket: Ticket, error: Exception) -> None:
-    if not ticket.image.done():
-        ticket.image.set_exception(error)
+    def _refusal(self) -> Exception:
+        if self.state == "stopped":
+            return DeviceLost("the device has stopped")
+        if self.state == "draining":
+            return NotReady("the server is about to end and takes no new work")
+        return NotReady("the networks are being loaded, warmed up and checked")
+
+    def _ticket(self, sample: Sample, deadline: float | None) -> Ticket:
+        image, now = asyncio.get_running_loop().create_future(), perf_counter()
+        ticket = Ticket(sample, image, next(self._orders), now, now, deadline)
+        if deadline is None:
+            full = self.pace.max_wave
+            ticket.due += PATIENCE + sum(
+                evaluations * self.pace.wave_seconds(need.member, need.guided, full, need.family)
+                for need, evaluations in rest(sample).items()
+            )
+        else:
+            ticket.due = max(now, deadline)
+        return ticket
+
+    def _enqueue(self, tickets: Sequence[Ticket]) -> None:
+        self._known_load, now = None, perf_counter()
+        for ticket in tickets:
+            if ticket.deadline is not None:
+                ticket.start_by = max(
+                    now, ticket.deadline - self._load.rest_seconds(rest(ticket.sample, ticket.number))
+                )
+            self._lanes.put(ticket, now)
+        self._look.set()
+
+    def _forget(self, tickets: Sequence[Ticket]) -> None:
+        """Drop those that are not answered and count what they cost; who is in a wave is counted again when it lands."""
+        for ticket in tickets:
+            ticket.image.cancel()
+            if ticket.image.cancelled():
+                metrics.WASTED_EVALUATIONS.labels("cancelled").inc(ticket.number)
+            else:
+                ticket.image.exception()  # of several that failed, gather looked at one
+            if ticket.pending:
+                self._lanes.drop(ticket)
+        self._unanswered.difference_update(tickets)
+        self._known_load = None
+        if not self._unanswered:
+            self._answered.set()
+
+    def _cut(self) -> Wave | None:
+        """Return the next wave, None where nobody waits or it is better to wait."""
+        while (lane := self._lanes.next()) and self._is_time_for(lane):
+            tickets = self._board(lane)
+            if tickets:
+                need = tickets[0].need
+                expected = self.pace.wave_seconds(need.member, need.guided, len(tickets), need.family)
+                return Wave(need, tickets, expected)
+        return None
+
+    def _is_time_for(self, lane: Lane) -> bool:
+        """Whether the lane's wave should be cut now.
+
+        A second wave is cut when it would gain nothing by waiting: the first is about to end, and what comes out of it
+        could not join, because the second is full or of another need, and has no promise that is more urgent.
+        """
+        if not self._waves:
+            return True
+        if len(self._waves) > 1:
+            return False
+        (running,) = self._waves
+        could_join = running.need == lane.need and len(lane.tickets) < self._lanes.max_wave
+        urgency = lane.urgency(self._lanes.max_wave)
+        next_start = urgency - running.expected_seconds
+        is_pressed = any(ticket.pending > 1 and ticket.start_by < next_start for ticket in running.tickets)
+        return running.seconds_left(perf_counter()) <= LEAD_SECONDS and not could_join and not is_pressed
+
+    def _board(self, lane: Lane) -> list[Ticket]:
+        """Take a wave's worth of samples from the lane; some are shortened, which can send them to another lane."""
+        taken = self._lanes.take(lane, perf_counter())
+        for ticket in taken:
+            self._shorten(ticket)
+        self._enqueue([ticket for ticket in taken if ticket.need != lane.need])
+        return [ticket for ticket in taken if ticket.need == lane.need]
+
+    def _shorten(self, ticket: Ticket) -> None:
+        """Let a sample end by an alternative: in time, if one is, else at the earliest, if its own plan is not."""
+
+        def is_late(plan: Plan) -> bool:
+            seconds = self._load.rest_seconds(rest(ticket.sample, ticket.number, plan))
+            return ticket.deadline is not None and perf_counter() + seconds > ticket.deadline
+
+        if not ticket.sample.alternatives or not (self.shorten_all or is_late(ticket.sample.plan)):
+            return
+        endings = ticket.endings()
+        if endings:
+            in_time = [] if self.shorten_all else [plan for plan in endings if not is_late(plan)]
+            ticket.end_by(in_time[0] if in_time else endings[-1])
+            metrics.SHORTENED_SAMPLES.labels("brownout" if self.shorten_all else "deadline").inc()
+            self._known_load = None
+
+    async def _pause(self) -> None:
+        """Wait until there may be something to do. Raises DeviceLost when a wave found out, or hangs."""
+        now = perf_counter()
+        hangs = [(wave.began or now) + self._hang_limit(wave) - now for wave in self._waves]
+        leads = [wave.seconds_left(now) - LEAD_SECONDS for wave in self._waves]
+        looks = [max(0.001, left) for left in hangs] + [max(0.001, left) for left in leads if left > 0]
+        try:
+            async with asyncio.timeout(min(looks, default=None)):
+                await self._look.wait()
+        except TimeoutError:
+            pass
+        for wave, task in list(self._waves.items()):
+            if task.done():
+                del self._waves[wave]
+                task.result()
+            elif wave.began is not None and perf_counter() - wave.began > self._hang_limit(wave):
+                raise DeviceLost(f"a wave of {wave.need.member} has not ended: the device hangs")
+
+    def _hang_limit(self, wave: Wave) -> float:
+        return max(self._hang_seconds, HANG_FACTOR * wave.expected_seconds)
+
+    async def _fly(self, wave: Wave) -> None:
+        """Send a wave through the device, in parts if it is too large, and answer or enqueue its samples."""
+        try:
+            landed, seconds = await self._thread.run(wave)
+        except OutOfMemory as error:
+            log.warning("a wave of %d samples of %s is too large: %s", len(wave.tickets), wave.need.member, error)
+            if wave.is_retry:
+                self._fail(wave, error)
+                return
+            for part in wave.parts():
+                await self._fly(part)
+        except DeviceLost as error:
+            self._fail(wave, error)
+            raise
+        except Exception as error:
+            self._fail(wave, error)
+        else:
+            if landed:
+                self._measure(wave, len(landed), seconds)
+            self._enqueue([ticket for ticket, turn, result in landed if self._goes_on(ticket, turn, result, seconds)])
+
+    def _goes_on(self, ticket: Ticket, turn: Turn, result: Any, seconds: float) -> bool:
+        """Take a turn's result in; answer the sample if it is the image. Returns whether the sample needs another wave."""
+        ticket.number += 1
+        ticket.device_seconds += seconds
+        if ticket.image.done():  # its caller has gone; what it took before was counted when it went
+            metrics.WASTED_EVALUATIONS.labels("cancelled").inc()
+            return False
+        try:
+            if turn.preview and ticket.preview:
+                result, pixels = result
+                ticket.preview(ticket.place, ticket.number, pixels)
+            if turn.ends_hop and ticket.progress:
+                ticket.progress(ticket.place, ticket.number)
+        except Exception as error:
+            ticket.fail(error)
+            return False
+        if not turn.is_last:
+            ticket.latent = result
+            return True
+        waited = max(0.0, perf_counter() - ticket.arrived - ticket.device_seconds)
+        ticket.image.set_result(Drawn(result, waited, ticket.device_seconds, turn.sample.plan, ticket.shortened))
+        return False
+
+    def _fail(self, wave: Wave, error: Exception) -> None:
+        """Fail the wave's samples; a lost device is named, anything else is for the log only."""
+        failure: Exception = (
+            error if isinstance(error, DeviceLost) else DrawFailed("the device could not run this wave")
+        )
+        if failure is not error:
+            failure.__cause__ = error
+        for ticket in wave.tickets:
+            metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
+            ticket.fail(failure)
+
+    def _measure(self, wave: Wave, samples: int, seconds: float) -> None:
+        need = wave.need
+        self.pace.observe(need.member, need.guided, samples, seconds, need.family)
+        metrics.WAVE_SECONDS.labels(need.member).observe(seconds)
+        metrics.WAVE_SAMPLES.labels(need.member).observe(samples)
+        metrics.DEVICE_SECONDS.labels(need.member).inc(seconds)

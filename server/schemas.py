@@ -2,17 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from diffusion.frontier import Measure
+from diffusion.frontier import Measure, Source
 from server.images import Format
+from server.promises import Reason
 
-NOT_OFFERED_YET = ("deadline_ms", "min_steps", "max_steps", "plan", "allow_degrade", "stream")
+NOT_OFFERED_YET = ("stream",)
 """Fields of the full design that this server refuses, by name, instead of ignoring them."""
 
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1
 """Seeds that the server draws survive JavaScript, whose numbers are exact up to here."""
+
+MAX_DEADLINE_MS = 86_400_000
+"""A day."""
 
 Steps = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
@@ -34,9 +38,24 @@ class GenerateRequest(BaseModel):
     label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
     """Class to draw, by name or number; for class-conditional families."""
     steps: Steps | Literal["auto"] | None = None
-    """Dial position: network evaluations per image, one of the model's positions. Default: 4, or the closest to it."""
+    """Dial position: network evaluations per image, one of the model's positions. auto: with deadline_ms the best measured
+    position that can be ready in time, else the fewest steps that are about as good as the best student. Default: auto
+    where deadline_ms, min_steps or max_steps is given, otherwise 4 or the closest to it."""
     num_inference_steps: Steps | None = None
     """Another name for steps."""
+    min_steps: Steps | None = None
+    """Fewest steps that are acceptable where the server chooses."""
+    max_steps: Steps | None = None
+    """Most steps that are acceptable where the server chooses."""
+    deadline_ms: Annotated[float | None, Field(strict=True, gt=0, le=MAX_DEADLINE_MS, allow_inf_nan=False)] = None
+    """Time from the arrival of the request within which the images are wanted, in milliseconds. What cannot be ready by
+    then is refused at once (429); what is not drawn by then after all is dropped (504)."""
+    plan: Literal["dedicated", "searched", "auto"] | None = None
+    """Which networks take the steps. dedicated: the student of so many steps, where there is one. searched: the best plan
+    that a search found. auto: whichever was measured to be best. Default: dedicated for a number of steps, else auto."""
+    allow_degrade: StrictBool | None = None
+    """Whether a crowded server or a close deadline may give fewer steps than asked for, which the answer then says.
+    Default: only with steps: auto."""
     seed: Annotated[int | None, Field(strict=True, ge=0, le=MAX_SEED)] = None
     """Equal seeds give equal images. Default: drawn below 2^53 and returned."""
     n: Annotated[int, Field(strict=True, ge=1)] = 1
@@ -72,19 +91,29 @@ class Timings(BaseModel):
     total_seconds: float
 
 
-class GenerateResponse(BaseModel):
+class Account(BaseModel):
+    """What was drawn of what was asked for."""
+
+    student: str
+    """The networks that drew, in the order of their hops, joined by +."""
+    steps_requested: int | Literal["auto"]
+    steps_used: int
+    """Network evaluations per image; the fewest, if several images ended differently."""
+    degraded: bool
+    """Whether fewer steps were used than requested, or for auto than without a crowd; never without consent."""
+    degrade_reason: Reason | None = None
+    """Why: the server is crowded, the deadline was too close, or the queue had no room for more."""
+    deadline_met: bool | None = None
+    """Whether the images were ready by deadline_ms; None where there was no deadline."""
+
+
+class GenerateResponse(Account):
     """The images and how they were made."""
 
     id: str
     created: int
     """Seconds since 1970, UTC."""
     model: str
-    student: str
-    """The networks that drew, in the order of their hops, joined by +."""
-    steps_requested: int
-    steps_used: int
-    degraded: bool
-    """Whether fewer steps were used than requested; never without consent, so never yet."""
     data: list[ImageData]
     timings: Timings
 
@@ -117,6 +146,39 @@ class PositionInfo(BaseModel):
     kind: Literal["student", "teacher"]
     measured: Measured | None
     """What the frontier file says about this position; None when it was not measured."""
+
+
+class EstimatedPosition(PositionInfo):
+    """What a way to draw a position would take now, in seconds."""
+
+    source: Source
+    """The student of so many steps, the student for the whole dial, the teacher, or a searched plan."""
+    queue_seconds: float
+    """Waiting, because of the work that is there already."""
+    device_seconds: float
+    """In waves, as with nobody else there."""
+    encode_seconds: float
+    total_seconds: float
+    feasible: bool
+    """Whether the images would be ready by deadline_ms, where there is one, and the queue has room for them."""
+
+
+class Estimate(BaseModel):
+    """What a request would take and get now."""
+
+    model: str
+    steps_requested: int | Literal["auto"]
+    steps: int | None
+    """What would be chosen; None where /generate would refuse because of the deadline."""
+    student: str | None
+    """The networks that would draw, in the order of their hops, joined by +."""
+    degraded: bool
+    """Whether that is less than what was asked for."""
+    degrade_reason: Reason | None
+    min_feasible_ms: int | None
+    """The smallest deadline_ms that could be promised now, where the one asked for cannot."""
+    positions: list[EstimatedPosition]
+    """Every way to draw a position that the request's plan and guidance allow, by rising steps."""
 
 
 class ModelInfo(BaseModel):
@@ -173,3 +235,7 @@ class Problem(BaseModel):
     """Which fields of the body are to blame."""
     available_steps: list[int] | None = None
     """The dial positions that are served, if the one asked for is not."""
+    min_feasible_ms: int | None = None
+    """The smallest deadline_ms that could be promised now, if the one asked for cannot."""
+    deadline_met: bool | None = None
+    """False if the deadline passed while the images were waited for."""

@@ -38,9 +38,15 @@ class Settings(BaseSettings):
     """Largest request body, in bytes; a larger one is refused with 413."""
     request_timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Longest that a request may take, in seconds; then 504, and its work is dropped."""
+    hang_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """A wave that takes longer, and ten times what was expected, is taken to hang: every request fails, the process ends."""
     shutdown_timeout_seconds: int = Field(default=30, ge=0)
     """Longest that accepted requests may take to finish after SIGTERM, in seconds."""
     encode_threads: int = Field(default=2, ge=1, le=256)
     """Threads that turn pixels into PNG, WebP or JPEG."""
+    brownout_high_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Backlog above which consenting requests get fewer steps, in seconds of device time; a level every half second."""
+    brownout_low_seconds: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Backlog below which they get more again, in seconds of device time; smaller than brownout_high_seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important message that is logged."""

@@ -49,6 +49,7 @@ function changed() {
 }
 
 function turned(position) {
+  $("deadline").value = ""; // who turns the dial chooses the steps
   show(position);
   clearTimeout(resting);
   resting = setTimeout(draw, SETTLE);
@@ -70,7 +71,7 @@ async function draw() {
   $("frame").classList.add("waiting");
   try {
     const asked = request();
-    const answer = await generate({ ...asked, steps: dial.position.steps }, mine.signal);
+    const answer = await generate({ ...asked, ...pace() }, mine.signal);
     if (!mine.signal.aborted) present(answer, asked.seed);
   } catch (error) {
     if (mine.signal.aborted) return;
@@ -79,6 +80,14 @@ async function draw() {
   } finally {
     if (drawing === mine) $("frame").classList.remove("waiting");
   }
+}
+
+// The steps of the dial, or a deadline for which the server chooses them.
+function pace() {
+  const within = $("deadline").value.trim();
+  if (!within) return { steps: dial.position.steps };
+  if (!/^[1-9][0-9]{0,7}$/.test(within)) throw new Error("The deadline is a whole number of milliseconds.");
+  return { steps: "auto", deadline_ms: Number(within) };
 }
 
 function request() {
@@ -94,11 +103,23 @@ function present(answer, seed) {
   image.src = source;
   image.alt = `${wish.text || "An image"}, drawn in ${steps}`;
   image.hidden = false;
-  $("caption").textContent = `${steps} · ${answer.student} · seed ${seed}`;
+  $("caption").textContent = [steps, answer.student, ...promise(answer), `seed ${seed}`].join(" · ");
+  if (answer.steps_requested === "auto") {
+    dial.turn(model.positions.findIndex((position) => position.steps === answer.steps_used), true);
+    show(dial.position);
+  }
   $("save").href = source;
   $("save").download = `${model.name}-${answer.steps_used}-${seed}.png`;
   $("save").hidden = false;
   presentTimes(answer.timings);
+}
+
+// What the answer says about time and steps, where it was not simply the dial's position.
+function promise({ deadline_met, degraded, degrade_reason, timings }) {
+  const facts = [];
+  if (deadline_met !== null) facts.push(`${deadline_met ? "in time" : "late"}, ${Math.ceil(timings.total_seconds * 1000)} ms`);
+  if (degraded) facts.push(`fewer steps because of the ${degrade_reason}`);
+  return facts;
 }
 
 function presentTimes(timings) {

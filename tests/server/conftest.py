@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.family import Family, open_family
+from server.engine import Engine, choose_device
 from tests.server.desk import Desk
 from tests.server.processes import ServerProcess, serve_real
 from tests.server.tiny import write_tiny_family
@@ -21,6 +22,14 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def family(family_folder: Path) -> Family:
     """The tiny family."""
     return open_family(family_folder)
+
+
+@pytest.fixture(scope="session")
+def engine(family: Family) -> Engine:
+    """An engine of the tiny family, prepared."""
+    engine = Engine(family, device=choose_device("cpu"), max_wave=8)
+    engine.prepare()
+    return engine
 
 
 @pytest.fixture(scope="session")

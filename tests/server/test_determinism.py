@@ -25,13 +25,6 @@ THREE = Plan(
 """Three evaluations that begin on one student and end on another."""
 
 
-@pytest.fixture(scope="module")
-def engine(family: Family) -> Engine:
-    engine = Engine(family, device=choose_device("cpu"), max_wave=8)
-    engine.prepare()
-    return engine
-
-
 def wish(family: Family, number: int, *, exact: bool = True) -> Sample:
     """The so-manyth of a varied lot of samples."""
     chance = random.Random(number)

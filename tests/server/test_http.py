@@ -20,7 +20,8 @@ from tests.server.tiny import LABELS, UNCONDITIONAL, write_tiny_family
 def test_an_image_is_drawn_and_the_answer_says_how(desk: Desk, family: Family) -> None:
     answer = desk.ask().json()
     assert set(answer) == {
-        "id", "created", "model", "student", "steps_requested", "steps_used", "degraded", "data", "timings",
+        "id", "created", "model", "student", "steps_requested", "steps_used", "degraded", "degrade_reason",
+        "deadline_met", "data", "timings",
     }  # fmt: skip
     assert (answer["model"], answer["student"], answer["steps_used"], answer["degraded"]) == (
         "tiny",
@@ -28,7 +29,7 @@ def test_an_image_is_drawn_and_the_answer_says_how(desk: Desk, family: Family) -
         4,
         False,
     )
-    assert answer["steps_requested"] == 4
+    assert answer["steps_requested"] == 4 and answer["degrade_reason"] is None and answer["deadline_met"] is None
     sample = Sample(family.positions[4], (1, 1, 1), seed=7)
     assert np.array_equal(pixels(base64.b64decode(answer["data"][0]["b64_json"])), picture_of(sample))
     assert answer["data"][0]["seed"] == 7 and answer["data"][0]["index"] == 0
@@ -152,7 +153,7 @@ def test_every_answer_carries_the_security_headers(desk: Desk) -> None:
 def test_every_answer_of_the_tests_above_is_in_the_openapi_document(desk: Desk) -> None:
     document = desk.client.get("/openapi.json").json()
     responses = document["paths"]["/generate"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "404", "413", "415", "422", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
     assert set(responses["200"]["content"]) == {"application/json", "image/png", "image/webp", "image/jpeg"}
     assert set(responses["422"]["content"]) == {"application/problem+json"}
     text = json.dumps(document)

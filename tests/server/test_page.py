@@ -104,6 +104,21 @@ def test_turning_the_dial_by_keyboard_draws_the_same_seed_again(page: Any) -> No
     expect(page.locator("#times")).to_contain_text(re.compile(r"queue [\d.]+ ms.*device [\d.]+ ms.*encode [\d.]+ ms"))
 
 
+def test_a_deadline_lets_the_server_turn_the_dial_and_turning_it_takes_that_back(page: Any) -> None:
+    deadline = page.get_by_label("or the best within")
+    deadline.fill("600000")
+    page.keyboard.press("Enter")
+    expect(page.locator("#caption")).to_contain_text(re.compile(r"^512 steps · teacher · in time, \d+ ms"))
+    expect(page.get_by_role("slider")).to_have_attribute("aria-valuenow", "512")
+    page.get_by_role("slider").focus()
+    turn(page, "Home", 1)
+    expect(deadline).to_have_value("")
+    expect(page.locator("#caption")).to_contain_text(re.compile("^1 step · student-1 · seed"))
+    deadline.fill("soon")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("whole number of milliseconds")
+
+
 def test_everything_is_reached_by_tab_and_works_by_keyboard(page: Any) -> None:
     reached = []
     for _ in range(40):
@@ -111,7 +126,7 @@ def test_everything_is_reached_by_tab_and_works_by_keyboard(page: Any) -> None:
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
         if reached[-1] == "draw-strip":
             break
-    for part in ("colour", "shape", "background", "prompt", "dial", "seed", "new-seed", "draw", "draw-strip"):
+    for part in ("colour", "shape", "background", "prompt", "dial", "deadline", "seed", "new-seed", "draw", "draw-strip"):
         assert part in reached, reached
     first = drawn(page)
     page.locator("#seed").focus()

@@ -59,7 +59,7 @@ def test_a_lost_device_fails_the_request_the_checks_and_the_process(desk: Desk) 
 
 def test_before_the_networks_are_ready_only_liveness_is_given(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = threading.Event()
-    monkeypatch.setattr(FakeDevice, "prepare", lambda _: ready.wait())
+    monkeypatch.setattr(FakeDevice, "prepare", lambda _: ready.wait() and ())
     desk = Desk(family)
     with desk.client:
         assert desk.client.get("/livez").json() == {"status": "alive"}

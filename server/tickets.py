@@ -1,0 +1,124 @@
+"""Tickets: samples on their way, and what they get at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from server.samples import Sample, Turn
+
+if TYPE_CHECKING:
+    from diffusion.plans import Plan
+
+Preview = Callable[[int, int, Any], None]
+"""Called with a sample's place in its draw, the evaluations it has taken, and x_hat as uint8 (H, W, C)."""
+Progress = Callable[[int, int], None]
+"""Called with a sample's place in its draw and the evaluations it has taken."""
+
+
+class Need(NamedTuple):
+    """What an evaluation needs of the device. The turns of one wave have one need."""
+
+    family: str
+    """Name of the family, empty where there is only one."""
+    member: str
+    """Name of the network."""
+    guided: bool
+    """Whether it is evaluated with and without the condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A finished image."""
+
+    pixels: Any
+    """What the device returned for the last turn: uint8 (H, W, C)."""
+    queue_seconds: float
+    """Time spent waiting for a wave, before the first and between two."""
+    device_seconds: float
+    """Time spent in waves."""
+    plan: Plan
+    """The hops that were taken."""
+    shortened: bool = False
+    """Whether that is not the plan that was asked for but one of its alternatives."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that the image took."""
+        return len(self.plan.evaluations)
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A sample on its way."""
+
+    sample: Sample
+    image: asyncio.Future[Drawn]
+    order: int
+    """Tickets are numbered as they arrive."""
+    arrived: float
+    """When; all times are those of perf_counter."""
+    due: float
+    """Its place in a lane: its deadline, or what stands for one; never before it arrived."""
+    deadline: float | None = None
+    """When the image is promised, if it is."""
+    place: int = 0
+    """Its number among the samples of its draw."""
+    preview: Preview | None = None
+    progress: Progress | None = None
+    number: int = 0
+    """Evaluations taken."""
+    latent: Any = None
+    start_by: float = inf
+    """When its next wave has to begin for the promise to be kept; never before it began to wait for that wave."""
+    device_seconds: float = 0.0
+    shortened: bool = False
+
+    @property
+    def need(self) -> Need:
+        """What its next evaluation needs."""
+        return _need(self.sample, self.sample.plan.evaluations[self.number].hop.member)
+
+    @property
+    def pending(self) -> int:
+        """Evaluations still to come."""
+        return self.sample.evaluations - self.number
+
+    @property
+    def turn(self) -> Turn:
+        """Its part in the next wave."""
+        turn = Turn(self.sample, self.number, self.latent)
+        return replace(turn, preview=True) if self.preview and turn.ends_hop and not turn.is_last else turn
+
+    def endings(self) -> list[Plan]:
+        """Return the alternatives that can take over now and are shorter, the longest first."""
+        plan, taken = self.sample.plan.evaluations, self.number
+        if plan[taken].corrects:  # amid a heun hop
+            return []
+        shorter = (other for other in self.sample.alternatives if len(other.evaluations) < len(plan))
+        agreeing = [other for other in shorter if other.evaluations[:taken] == plan[:taken]]
+        return sorted(agreeing, key=lambda other: -len(other.evaluations))
+
+    def end_by(self, plan: Plan) -> None:
+        """Go on by one of the endings."""
+        self.sample, self.shortened = replace(self.sample, plan=plan), True
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless there is an answer."""
+        if not self.image.done():
+            self.image.set_exception(error)
+
+
+def rest(sample: Sample, number: int = 0, plan: Plan | None = None) -> Counter[Need]:
+    """Return how many evaluations of each need are still to come after `number`; plan: if the sample ended that way."""
+    plan = plan or sample.plan
+    members = Counter(hop.member for hop, _ in plan.evaluations[number:]) if number else plan.visits
+    return Counter({_need(sample, member): evaluations for member, evaluations in members.items()})
+
+
+def _need(sample: Sample, member: str) -> Need:
+    return Need(sample.family, member, sample.guidance != 0)

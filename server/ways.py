@@ -1,0 +1,65 @@
+"""The ways of a family: every plan that draws a position of its dial, and what was measured of it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mode
+from typing import Literal
+
+from diffusion.family import Family
+from diffusion.frontier import Position, Source
+from diffusion.plans import Plan
+
+Kind = Literal["dedicated", "searched", "auto"]
+"""dedicated: the way that a position has by default. searched: what a search found. auto: whichever measured best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to draw a position."""
+
+    steps: int
+    """Dial position."""
+    plan: Plan
+    """What the engine runs."""
+    source: Source
+    """Where the plan comes from."""
+    is_default: bool
+    """Whether a request for so many steps gets it unless it says otherwise."""
+    measured: Position | None
+    """What was measured of it; None where nobody measured."""
+    comparable: bool
+    """Whether its distance was measured on as many images as most others'; distances of other numbers do not compare."""
+
+    @property
+    def student(self) -> str:
+        """Names of the networks that draw, in the order of their hops, joined by +."""
+        return "+".join(self.plan.members)
+
+    @property
+    def distance(self) -> float:
+        """Mean Frechet distance; infinite where it was not measured."""
+        return self.measured.frechet.mean if self.measured else math.inf
+
+    def holds_at(self, guidance: float | None) -> bool:
+        """Whether what was measured of it holds at the guidance that is asked for; None asks for the family's."""
+        return guidance is None or (self.measured is not None and guidance == self.measured.guidance)
+
+
+def ways_of(family: Family) -> tuple[Way, ...]:
+    """Return every way to draw every position of a family, by rising steps, a position's default first."""
+    images = mode(position.samples for position in family.frontier.positions) if family.frontier else 0
+    ways = []
+    for steps, default in family.positions.items():
+        for plan in dict.fromkeys((default, *family.plans(steps))):
+            measured = family.measured(plan)
+            comparable = measured is not None and measured.samples == images
+            ways.append(Way(steps, plan, family.source(plan), plan == default, measured, comparable))
+    return tuple(ways)
+
+
+def of_kind(ways: Iterable[Way], kind: Kind) -> list[Way]:
+    """Return the ways that a request's `plan` allows."""
+    if kind == "dedicated":
+        return [way for way in ways if way.is_default]
+    return [way for way in ways if kind == "auto" or way.source == "searched"]
