@@ -1,11 +1,14 @@
 # make serve   serve the bundled family and its page on http://127.0.0.1:8000 (HOST=, PORT=, FAMILY= change it)
 # make test    lint, types, all tests
-# make family  train the bundled families anew, from nothing
+# make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
+# make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
 #   PYTHON=python3.11    the Python to build .venv with (3.11 or later)
+#   CORES=2, JOBS=2      cores to train on, and how many students are trained side by side on them; on a GPU it is one after another
+#   SAMPLES=, SEEDS=     images in a run and runs behind each number of make measure
 #   TORCH_INDEX=URL      take PyTorch from this package index: its CPU builds spare a machine without a GPU several GB
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -17,7 +20,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family pictures clean
+.PHONY: serve test lint browser redis family measure pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -60,15 +63,68 @@ redis:
 	$(PIP) --editable '.[training,gpu,bench,dev]'
 	@touch $@
 
-# the commands of the bundled families, to be followed by stepdial evaluate and report: about an hour and a half for shapes and ten minutes for digits on two idle cores
+# training: the teacher on all cores, then students side by side, the longest first
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+JOBS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo $$(( $(CORES) < 6 ? $(CORES) : 6 )))
+THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+STEPDIAL = OMP_NUM_THREADS=$(THREADS) $(BIN)/stepdial
+TEACHER_ITERATIONS ?= 13000
+WHOLE_ITERATIONS ?= 4500
+ITERATIONS_1 ?= 1500
+ITERATIONS_2 ?= 1100
+ITERATIONS_4 ?= 950
+ITERATIONS_8 ?= 750
+ITERATIONS_16 ?= 600
+DISTIL_SHAPES = $(STEPDIAL) distill --family families/shapes --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1
+STUDENTS = $(addprefix shapes-,1 2 4 8 16)
+
+.PHONY: shapes-teacher shapes-whole $(STUDENTS) digits-teacher digits-students
+
 family: .venv/.test
-	OMP_NUM_THREADS=1; export OMP_NUM_THREADS; set -e; \
-	$(BIN)/stepdial train --data shapes --family families/shapes --iterations 10000 --batch 24 --lr 8e-4 --seed 1; \
-	distill="$(BIN)/stepdial distill --family families/shapes --guidance 1 --batch 24 --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1"; \
-	($$distill --steps 1 --iterations 4000 && $$distill --steps 2 --iterations 2000) & first=$$!; \
-	$$distill --steps 4 --iterations 2000; $$distill --steps 8 --iterations 1000; $$distill --steps 16 --iterations 800; wait $$first; \
-	$(BIN)/stepdial train --data digits --preset tiny8 --family families/digits --iterations 1500 --batch 128 --lr 1e-3 --ema 0.998 --teacher-guidance 0 --seed 1; \
-	$(BIN)/stepdial distill --family families/digits --iterations 400 --batch 128 --lr 1e-3 --warmup 40 --decay-from 0.4 --ema 0.99 --seed 1
+	$(MAKE) --no-print-directory JOBS=1 CORES=$(CORES) shapes-teacher
+	$(MAKE) --no-print-directory -j$(JOBS) JOBS=$(JOBS) CORES=$(CORES) shapes-whole $(STUDENTS) digits-students
+
+shapes-teacher:
+	$(STEPDIAL) train --data shapes --family families/shapes --iterations $(TEACHER_ITERATIONS) --batch 16 --lr 1e-3 --seed 1
+
+shapes-whole:
+	$(DISTIL_SHAPES) --whole --batch 20 --iterations $(WHOLE_ITERATIONS)
+
+$(STUDENTS): shapes-%:
+	$(DISTIL_SHAPES) --steps $* --batch 16 --iterations $(ITERATIONS_$*)
+
+digits-teacher:
+	$(STEPDIAL) train --data digits --preset tiny8 --family families/digits --iterations 1500 --batch 128 --lr 1e-3 --ema 0.998 --teacher-guidance 0 --seed 1
+
+digits-students: digits-teacher
+	$(STEPDIAL) distill --family families/digits --iterations 400 --batch 128 --lr 1e-3 --warmup 40 --decay-from 0.4 --ema 0.99 --seed 1
+
+# measuring: a step that is done leaves a mark below runs/, and is done again once the family has changed
+NAME = $(notdir $(FAMILY))
+MEASURED = runs/$(NAME)/measured
+SAMPLES ?= 2000
+SEEDS ?= 3
+EVALUATE = $(BIN)/stepdial evaluate --family $(FAMILY) --samples $(SAMPLES) --seeds $(SEEDS)
+
+measure: $(MEASURED)/samplers
+	@for file in README.md docs/*.md; do if grep -q '<!-- [a-z]* $(NAME) -->' $$file; then \
+	  $(BIN)/stepdial report --family $(FAMILY) --file $$file || exit; fi; done
+
+$(MEASURED)/positions: $(FAMILY)/family.json | .venv/.test
+	$(EVALUATE)
+	@mkdir -p $(@D) && touch $@
+
+$(MEASURED)/search: $(MEASURED)/positions
+	$(EVALUATE) --search
+	@touch $@
+
+$(MEASURED)/rescues: $(MEASURED)/search
+	$(EVALUATE) --rescues
+	@touch $@
+
+$(MEASURED)/samplers: $(MEASURED)/rescues
+	$(EVALUATE) --samplers
+	@touch $@
 
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)

@@ -4,6 +4,7 @@
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
+  ablate     train short distillations that differ in one thing, and measure each
   bench      put load on a server and report latency by steps, throughput, goodput
   check      try a promise of the server under load: overload, fairness, disconnects, invariance
   report     write the measured table into a Markdown file

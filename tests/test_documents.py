@@ -48,9 +48,24 @@ def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
     lines = re.findall(
-        r"stepdial (serve|train|distill|evaluate|sample|curve|report|families|openapi|bench|check)((?: +[^`\n|]+)?)",
+        r"stepdial (serve|train|distill|evaluate|ablate|sample|curve|report|families|openapi|bench|check)((?: +[^`\n|]+)?)",
         document.read_text(),
     )
+    for command in {command for command, _ in lines}:
+        shown = subprocess.run(
+            [sys.executable, ROOT / "stepdial.py", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        flags = {flag for name, rest in lines if name == command for flag in re.findall(r"(?<!\S)--[a-z-]+", rest)}
+        assert all(flag in shown for flag in flags), (command, flags)
+
+
+def test_every_command_of_the_makefile_exists_with_its_flags() -> None:
+    goals = ["family", "measure", "pictures", "serve"]
+    planned = subprocess.run(
+        ["make", "--dry-run", "--always-make", "CORES=2", *goals], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    lines = re.findall(r"bin/stepdial (\w+)([^;\n]*)", planned)
+    assert {"train", "distill", "evaluate", "report", "sample", "curve", "serve"} == {command for command, _ in lines}
     for command in {command for command, _ in lines}:
         shown = subprocess.run(
             [sys.executable, ROOT / "stepdial.py", command, "--help"], capture_output=True, text=True, check=True

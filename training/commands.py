@@ -1,4 +1,5 @@
-"""The commands of training: `stepdial train`, `distill`, `evaluate`, `sample`, `curve`, `report`, `families`.
+"""The commands of training: `stepdial train`, `distill`, `evaluate`, `ablate`, `sample`, `curve`,
+`report`, `families`.
 
 A command is a settings class whose fields are its flags and whose attribute docstrings are its help.
 """
@@ -17,6 +18,8 @@ from diffusion.family import Family, FamilyError, open_family
 from diffusion.frontier import Source
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan
+from training.ablations import RESULTS, ablate
+from training.arms import ARMS, SETS, chosen, trials
 from training.confirmation import search_dial
 from training.curve import draw_curve
 from training.datasets import DataError, DataSet, open_data
@@ -26,8 +29,8 @@ from training.report import write_report
 from training.rescues import measure_rescues
 from training.samplers import measure_samplers, read_samplers
 from training.scores import Scorer
-from training.student import StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
-from training.teacher import TeacherSettings, in_precision, new_teacher_run, teacher_loss
+from training.student import StudentSettings, distillation, new_student_run, new_whole_run
+from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, TrainingError, fit
 from training.yardstick import Evaluation, Yardstick
 
@@ -148,20 +151,13 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
 
     def _distil(self, steps: int, family: Family, device: torch.device) -> None:
         settings = self._settings(family)
-        data, objective = data_of(family, self.data), settings.objective(steps)
+        data = data_of(family, self.data)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
         if is_trained(self.family, f"student-{steps}", run):
             print(f"family {family.name} has this {steps}-step student already")
             return
-        teacher = in_precision(family.network("teacher", device), settings.precision)
-        fit(
-            run,
-            data,
-            lambda network, x, condition, iteration, generator: student_loss(
-                settings, objective, family, teacher, network, x, condition, iteration, generator
-            ),
-            draw=progress_grid(family.manifest, data, steps=steps),
-        )
+        loss = distillation(settings, steps, family, device)
+        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps))
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
@@ -174,15 +170,8 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")
             return
-        teacher = in_precision(family.network("teacher", device), settings.precision)
-        fit(
-            run,
-            data,
-            lambda network, x, condition, iteration, generator: whole_loss(
-                settings, segments, family, teacher, network, x, condition, iteration, generator
-            ),
-            draw=progress_grid(family.manifest, data, segments=segments),
-        )
+        loss = distillation(settings, segments, family, device)
+        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments))
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
 
@@ -300,6 +289,73 @@ class Evaluate(Command):
         time_again(family, positions, evaluation, sources=sources)
 
 
+class Ablate(StudentSettings, Command):  # type: ignore[misc]
+    """Train short distillations that differ from a baseline in one thing each, and measure every one of them.
+
+    The other flags are the baseline. Nothing is written into the family. What is measured already is not repeated, and the same
+    command goes on where it was.
+    """
+
+    family: Path
+    """Folder of the family whose teacher is distilled."""
+    arms: str = "paper"
+    """What to change, separated by commas: names of docs/ablations.md, or of groups of them: paper (what the paper
+    compares), all (every arm of separate students), whole (one network for all step counts). The baseline is always there."""
+    steps: str = "1,2,4,8,16"
+    """Step counts, separated by commas."""
+    iterations: int = Field(default=600, ge=1)
+    """Optimiser steps of each student."""
+    batch: int = Field(default=16, ge=1)
+    """Images per step."""
+    lr: float = Field(default=3.5e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup: int = Field(default=50, ge=0)
+    """Iterations of linear warm-up."""
+    decay_from: float = Field(default=0.4, ge=0, le=1)
+    """Fraction of the iterations after which the rate falls linearly to 0; 1 keeps it constant."""
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the exponential moving average that is measured; warmed up as (1 + i) / (10 + i)."""
+    guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
+    """Guidance w baked into the students (cd); by default the family's, that of the teacher's positions."""
+    samples: int = Field(default=2000, ge=80)
+    """Images per run behind each quality number; more than the 64 features, or the distance is meaningless."""
+    seeds: int = Field(default=3, ge=1)
+    """Runs of drawing with different seeds, for the spread."""
+    data: str | None = None
+    """Data to distil on and to compare with; by default the teacher's (a folder has to be named again)."""
+    results: Path = RESULTS
+    """Folder for the result file."""
+    runs: Path = Path("runs")
+    """Where checkpoints, logs and the trained students go."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Train and measure."""
+        family = open_family(self.family)
+        if family.manifest.teacher is None:
+            raise SystemExit(f"family {family.name!r} has no teacher to distil")
+        known = (*SETS, *(arm.name for arm in ARMS))
+        arms, counts = chosen(words(self.arms, known, "arms")), tuple(integers(self.steps, "steps"))
+        asked = self.model_dump(include=set(StudentSettings.model_fields))
+        guidance = family.manifest.guidance if self.guidance is None else self.guidance
+        baseline = StudentSettings.model_validate(asked | {"guidance": guidance})
+        out = self.results / f"{family.name}.json"
+        folder = self.runs / family.name
+        evaluation = Evaluation(
+            samples=self.samples,
+            seeds=tuple(range(2001, 2001 + self.seeds)),
+            precision="fp32",
+            device=choose_device(self.device),
+            command=provenance.command(),
+            commit=provenance.commit(),
+            folder=folder / "scores",
+        )
+        data = data_of(family, self.data)
+        ablate(family, data, trials(arms, baseline, counts), baseline, evaluation, runs=folder / "ablate", out=out)
+        print(f"the table: stepdial report --family {self.family} --file docs/ablations.md")
+
+
 class Sample(Command):
     """Draw pictures of a family into a grid, without a server."""
 
@@ -400,7 +456,8 @@ class Curve(Command):
 class Report(Command):
     """Write what was measured of a family as tables into a Markdown file, each between <!-- KIND NAME --> and <!-- end -->.
 
-    KIND is dial (every position), searched (each number of evaluations) or rescues (what ending early gives).
+    KIND is dial (every position), searched (each number of evaluations), rescues (what ending early gives), ablations (what
+    stepdial ablate found) or training (how long each member took).
     """
 
     family: Path

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
 from training.datasets import DataSet
 from training.features import JUDGE
-from training.trainer import Run
+from training.trainer import Run, Schedule
 
 GOLDEN_SEEDS = (11, 12)
 
@@ -63,8 +64,17 @@ def is_trained(folder: Path, name: str, run: Run) -> bool:
     if not (folder / MANIFEST).exists():
         return False
     found = [member.training for member in open_family(folder).manifest.members if member.name == name]
-    settings = json.loads(json.dumps(run.settings))
-    return any((record.settings, record.iterations) == (settings, run.schedule.iterations) for record in found)
+    return any(trained_alike(record, run.settings, run.schedule) for record in found)
+
+
+def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Schedule) -> bool:
+    """Tell whether a record is of a whole run of these settings, which are the schedule's and more.
+
+    A setting that came after the record was made must be at its default, which is what everything did before.
+    """
+    defaults = {name: field.default for name, field in type(schedule).model_fields.items()}
+    before, now = defaults | record.settings, defaults | json.loads(json.dumps(settings))
+    return (before, record.iterations) == (now, schedule.iterations)
 
 
 def add_member(

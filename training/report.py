@@ -1,4 +1,4 @@
-"""`stepdial report`: the frontier as tables in a Markdown file, so that no number is ever typed."""
+"""`stepdial report`: what was measured as tables in a Markdown file, so that no number is ever typed."""
 
 import re
 from collections import defaultdict
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from diffusion.family import Family
 from diffusion.frontier import Frontier, Measure, Position, Rescue, Source
+from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_ablations
+from training.arms import ARMS, BASELINE, Arm
 from training.composition import students_of, words
 from training.datasets import DataError
 
@@ -148,7 +150,85 @@ def rescues_table(family: Family) -> str:
     return "\n".join(rows) + "\n\n" + " ".join([_ruler(frontier), *_quality(shown), *notes]) + "\n"
 
 
-TABLES = {"dial": dial_table, "searched": searched_table, "rescues": rescues_table}
+def ablations_table(family: Family) -> str:
+    """Return what every ablation of a family found as Markdown tables, one for each baseline, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = RESULTS / f"{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial ablate --family families/{family.name}` does.\n"
+    record, teacher = read_ablations(file), family.manifest.teacher
+    if not teacher or teacher.weights.sha256 != record.teacher:
+        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    return "\n".join(_study(study, record) for study in record.studies)
+
+
+def _study(study: Study, record: AblationsRecord) -> str:
+    measured = {(row.arm, row.steps): row for row in study.rows}
+    counts, arms = sorted({row.steps for row in study.rows}), {row.arm for row in study.rows}
+    head = ["arm", "what it is", *map(str, counts)]
+    rows = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(counts)]
+    missing = []
+    for arm in [known for known in ARMS if known.name in arms]:
+        cells = [_arm_cell(measured.get((arm.name, steps)), arm, study, steps) for steps in counts]
+        rows.append("| " + " | ".join([arm.name, arm.about, *cells]) + " |")
+        missing += [f"{arm.name} at {steps}" for steps, cell in zip(counts, cells, strict=True) if not cell]
+    notes = [f"Not measured yet: {', '.join(missing)}."] if missing else []
+    return "\n".join(rows) + "\n\n" + " ".join([_study_ruler(study, record), *_study_runs(study), *notes]) + "\n"
+
+
+def _arm_cell(row: Ablation | None, arm: Arm, study: Study, steps: int) -> str:
+    if row is None:
+        return "as baseline" if arm != BASELINE and arm.is_baseline(study.baseline, steps) else ""
+    agreement = f", {row.agreement.mean:.1%}" if row.agreement else ""
+    return _number(row.frechet, len(study.seeds)) + agreement.replace("%", " %")
+
+
+def _study_ruler(study: Study, record: AblationsRecord) -> str:
+    base, runs = study.baseline, len(study.seeds)
+    return (
+        "Columns are step counts; a cell is the Fréchet distance, and how often everything asked for is seen. "
+        f"± is the standard deviation over {runs} run(s) of drawing {study.samples} images from one trained network. "
+        f"Distance to {record.reference}; {_number(study.floor, runs)} is that of as many real images; judge: {record.judge}. "
+        f"Baseline: {base.iterations} iterations of {base.batch} images, learning rate {base.lr:g}, EMA {base.ema:g}, "
+        f"guidance {base.guidance:g}, recipe {base.recipe}, seed {base.seed}."
+    )
+
+
+def _study_runs(study: Study) -> list[str]:
+    """Say by which commands and on what: a sentence for each."""
+    made: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in study.rows:
+        how = f"`{row.training.command}`, commit {row.training.commit}, on {row.training.device}"
+        made[how][row.arm, row.training.finished_at] = row.training.seconds
+    return [f"Made by {how}: {sum(took.values()) / 60:,.0f} minutes of training." for how, took in made.items()]
+
+
+def training_table(family: Family) -> str:
+    """Return how long each member of a family took to train, as recorded, as a Markdown table."""
+    records = {member.name: member.training for member in family.manifest.members}
+    rows = ["| member | iterations | images | time | on |", "|---|---:|---:|---:|---|"]
+    for name, made in records.items():
+        cells = (name, f"{made.iterations:,}", f"{made.images:,}", _duration(made.seconds), made.device)
+        rows.append("| " + " | ".join(cells) + " |")
+    total = _duration(sum(made.seconds for made in records.values()))
+    note = f"Together {total}, one after another; time that other work on the machine took is in it. family.json has the commands."
+    return "\n".join(rows) + "\n\n" + note + "\n"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+TABLES = {
+    "dial": dial_table,
+    "searched": searched_table,
+    "rescues": rescues_table,
+    "ablations": ablations_table,
+    "training": training_table,
+}
 """What may stand between markers `<!-- KIND NAME -->` and `<!-- end -->`, by kind."""
 
 

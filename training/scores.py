@@ -17,13 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import provenance
-from diffusion.family import Family, file_sha256
+from diffusion.family import Family
 from diffusion.frontier import Measure
 from diffusion.plans import Hop, Plan
 from diffusion.sampler import Network, follow
 from kernels import noise
 from training.datasets import DataSet, Procedural
-from training.features import JUDGE
 from training.teacher import in_precision
 from training.yardstick import Evaluation, Yardstick, measure
 
@@ -72,7 +71,7 @@ class Scorer:
         """Everything but plans with their members, prompts and noise that scores depend on, fit for JSON."""
         return {
             "code": provenance.code("training/features.py", "training/datasets.py", "training/shapes.py"),
-            "judge": file_sha256(self.family.folder / JUDGE),
+            "judge": self.yardstick.description,
             "precision": self.evaluation.precision,
             "device": provenance.device_name(self.evaluation.device),
             **self.family.manifest.model_dump(mode="json", include={"schedule", "variance", "conditioning"}),
@@ -215,11 +214,11 @@ class Scorer:
 
     def announce(self, what: str, count: int, members: Sequence[str]) -> None:
         """Say how many network evaluations something takes, and about how long, going by one batch of each member."""
-        each = float(np.mean([self._seconds(member) for member in members]))
+        each = float(np.mean([self.seconds(member) for member in members]))
         device = provenance.device_name(self.evaluation.device)
         print(f"{what}: {count:,} network evaluations, about {count * each / 60:,.0f} minutes on {device}")
 
-    def _seconds(self, member: str) -> float:
+    def seconds(self, member: str) -> float:
         """Return how long one network evaluation of one image takes in a batch, in seconds."""
         images = range(self.batch)
         condition = torch.zeros(self.batch, len(self.family.manifest.conditioning.sizes), dtype=torch.int64)

@@ -11,7 +11,7 @@ from diffusion.family import Family
 from diffusion.uvit import UViT
 from training.objective import Network, Objective, mixed_loss
 from training.teacher import hide, in_precision
-from training.trainer import Run, Schedule, TrainingError
+from training.trainer import Loss, Run, Schedule, TrainingError
 
 SHORT_ANNEAL = {1: (4, 48), 2: (8, 64), 4: (16, 96), 8: (16, 128), 16: (32, 128)}
 """Teacher steps at the start and at the end of a short run's annealing, by student steps (docs/training.md)."""
@@ -37,8 +37,12 @@ class StudentSettings(Schedule):
     """aDDIM's variance, measured on each sample or 0.1 / (2 + SNR)."""
     eta: float = Field(default=0.75, ge=0, le=1)
     """Fraction of the measured variance that aDDIM adds."""
+    anneal: bool = True
+    """Let the teacher's steps grow over the run as the recipe says; if not, they are from the start what they end at."""
     distance: Literal["v_mean_huber", "snr1_x_huber", "v_mean_squared"] | None = None
     """The distance (training/objective.py); by default the recipe's."""
+    huber_epsilon: float | None = Field(default=None, gt=0)
+    """Epsilon of the pseudo-Huber distances; by default the recipe's."""
     drop_slot: float = Field(default=0.05, ge=0, le=1)
     """Fraction at which each conditioning slot is hidden, so that a prompt may leave a word open."""
 
@@ -59,16 +63,16 @@ class StudentSettings(Schedule):
             distance = "snr1_x_huber" if steps == 1 else "v_mean_huber"
             common |= {"teacher_steps_start": max(start, steps), "teacher_steps_end": max(end, 2 * steps)}
             common |= {"anneal_iterations": int(0.6 * self.iterations), "huber_epsilon": 1e-3, "distance": distance}
-        if self.distance:
-            common["distance"] = self.distance
+        common |= {name: value for name in ("distance", "huber_epsilon") if (value := getattr(self, name))}
+        if not self.anneal:
+            common["anneal_iterations"] = 0
         return Objective.model_validate(common)
 
 
 def new_student_run(settings: StudentSettings, steps: int, family: Family, folder: Path, device: torch.device) -> Run:
     """Start the student of one step count.  Raises TrainingError when the weights to start from do not fit."""
     network = _started(settings, family, (), device)
-    recorded = {"objective": settings.objective(steps).model_dump(mode="json")} | _origin(settings, family)
-    return Run(network, settings, folder, settings=recorded | settings.model_dump(mode="json"))
+    return Run(network, settings, folder, settings=recorded(settings, steps, family))
 
 
 def new_whole_run(
@@ -80,9 +84,7 @@ def new_whole_run(
     Raises TrainingError when the weights to start from do not fit.
     """
     network = _started(settings, family, segments, device)
-    objectives = [settings.objective(count).model_dump(mode="json") for count in segments]
-    recorded = {"segments": list(segments), "objectives": objectives} | _origin(settings, family)
-    return Run(network, settings, folder, settings=recorded | settings.model_dump(mode="json"))
+    return Run(network, settings, folder, settings=recorded(settings, segments, family))
 
 
 def _started(settings: StudentSettings, family: Family, segments: tuple[int, ...], device: torch.device) -> UViT:
@@ -102,11 +104,28 @@ def _started(settings: StudentSettings, family: Family, segments: tuple[int, ...
     return network.to(device).requires_grad_(True).train()
 
 
-def _origin(settings: StudentSettings, family: Family) -> dict[str, Any]:
-    """Return what the run's settings record of the weights it came from."""
+def recorded(settings: StudentSettings, counts: int | tuple[int, ...], family: Family) -> dict[str, Any]:
+    """Return the settings that a run records: of one step count or of several, what is learnt, and from which weights."""
     assert family.manifest.teacher is not None
+    if isinstance(counts, tuple):
+        objectives = [settings.objective(count).model_dump(mode="json") for count in counts]
+        learnt: dict[str, Any] = {"segments": list(counts), "objectives": objectives}
+    else:
+        learnt = {"objective": settings.objective(counts).model_dump(mode="json")}
     hashes = {member.name: member.weights.sha256 for member in family.manifest.members}
-    return {"teacher_sha256": family.manifest.teacher.weights.sha256, "start_sha256": hashes.get(settings.start)}
+    origin = {"teacher_sha256": family.manifest.teacher.weights.sha256, "start_sha256": hashes.get(settings.start)}
+    return learnt | origin | settings.model_dump(mode="json")
+
+
+def distillation(
+    settings: StudentSettings, counts: int | tuple[int, ...], family: Family, device: torch.device
+) -> Loss:
+    """Return what a run is fitted to: the loss of the student of one step count, or of one network for several."""
+    teacher = in_precision(family.network("teacher", device), settings.precision)
+    if isinstance(counts, tuple):
+        return lambda *batch: whole_loss(settings, counts, family, teacher, *batch)
+    objective = settings.objective(counts)
+    return lambda *batch: student_loss(settings, objective, family, teacher, *batch)
 
 
 def student_loss(
