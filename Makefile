@@ -50,7 +50,7 @@ browser:
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(PIP) --editable '.[training,gpu,dev]'
+	$(PIP) --editable '.[training,gpu,tracing,dev]'
 	@touch $@
 
 # the commands of the bundled families, to be followed by stepdial evaluate and report: about an hour and a half for shapes and ten minutes for digits on two idle cores

@@ -2,25 +2,36 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from diffusion.family import Family
-from server import contract, errors, metrics
+from server import contract, errors, tracing
+from server.admin import admin_routes
+from server.backstage import Backstage
 from server.bodies import BodyLimit
+from server.device import Device
 from server.dial import Dial
 from server.estimate import estimate_routes
+from server.gate import Gate, Ledger
 from server.headers import SecurityHeaders
 from server.images import EncodePool
+from server.journal import Journal
+from server.keys import Keyring
+from server.limits import Buckets
+from server.limits_redis import RedisBuckets
 from server.openai import openai_routes
 from server.openai_errors import OpenAIErrors
 from server.outlook import Outlook
+from server.pace import Timing
 from server.promises import Brownout
-from server.routes import PAGE, drawing_routes, reading_routes
-from server.scheduler import Device, Scheduler
+from server.redis_link import connect
+from server.roster import Roster, Served
+from server.routes import PAGE, drawing_routes, metrics_routes, reading_routes
+from server.scheduler import Scheduler
 from server.settings import Settings
 from server.studio import Studio
 
@@ -29,52 +40,89 @@ log = logging.getLogger(__name__)
 DESCRIPTION = "Images in as few or as many network evaluations as you choose; what each choice gives was measured."
 
 
-def create_app(settings: Settings, family: Family, device: Device, *, stop: Callable[[], None]) -> FastAPI:
-    """Return the server of one family.
+def create_app(
+    settings: Settings,
+    families: Sequence[Family],
+    make_device: Callable[[Family], Device],
+    *,
+    stop: Callable[[], None],
+) -> FastAPI:
+    """Return the server of these families, the default one first.
 
-    device draws (an Engine; tests take another). stop ends the process; it is called when the device loop dies, because
-    a server whose loop is dead would answer health checks for ever and draw nothing. Before it is ended otherwise, await
-    its state.drain(seconds): no longer ready, it finishes what it has accepted.
+    make_device gives what draws a family (an Engine; tests take another). stop ends the process; it is called when the
+    device loop dies, because a server whose loop is dead would answer health checks for ever and draw nothing. Before it
+    is ended otherwise, await its state.drain(seconds): no longer ready, it finishes what it has accepted.
+    Raises FamilyConflict or MemoryExceeded where these families cannot be served together, KeysError for a bad file of
+    keys, OSError for an admin_port that cannot be had.
     """
+
+    def make_dial(family: Family) -> Dial:
+        return Dial(family, outlook, max_images=settings.max_images, max_evaluations=settings.max_evaluations)
+
+    async def measure(served: Served, timings: Iterable[Timing]) -> None:
+        for timing in timings:
+            scheduler.pace.observe(*timing)
+        await encoders.measure(served.dial.image_shape)
+
+    redis = connect(settings.redis_url) if settings.redis_url else None
+    keyring = Keyring(settings.keys_file) if settings.keys_file else None
+    roster = Roster(make_dial, make_device, measure, memory_bytes=settings.memory_bytes, root=settings.families)
     scheduler = Scheduler(
-        device, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
+        roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
     )
     encoders = EncodePool(settings.encode_threads)
     brownout = Brownout(high_seconds=settings.brownout_high_seconds, low_seconds=settings.brownout_low_seconds)
     outlook = Outlook(scheduler, encoders, brownout)
-    dial = Dial(family, outlook, max_images=settings.max_images, max_evaluations=settings.max_evaluations)
     studio = Studio(scheduler, encoders, timeout_seconds=settings.request_timeout_seconds)
+    for family in families:
+        roster.add(family)
+    backstage = Backstage(settings, roster, scheduler, keyring) if settings.admin_port is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await encoders.measure(dial.image_shape)
+        for served in roster:
+            await encoders.measure(served.dial.image_shape)
         drawing = asyncio.create_task(scheduler.run())
         drawing.add_done_callback(lambda task: _ended(task, stop))
-        yield  # on the way out every accepted request has its answer already: it was drained before
+        async with backstage.open() if backstage else nullcontext():
+            yield  # on the way out every accepted request has its answer already: it was drained before
         drawing.cancel()
         await asyncio.gather(drawing, return_exceptions=True)
+        if redis:
+            await redis.aclose()
         encoders.close()
 
     app = FastAPI(
         title="stepdial",
         description=DESCRIPTION,
         lifespan=lifespan,
+        telemetry=tracing.telemetry(),
         docs_url=None,  # the framework's pages load scripts from elsewhere
         redoc_url=None,
     )
     app.state.drain = scheduler.drain
     errors.install(app)
     contract.describe(app)
-    app.include_router(drawing_routes(dial, studio, family))
-    app.include_router(reading_routes(dial, family, scheduler))
-    app.include_router(estimate_routes(dial))
-    app.include_router(openai_routes(dial, studio, family))
+    app.include_router(drawing_routes(roster, studio))
+    app.include_router(reading_routes(roster, scheduler))
+    app.include_router(estimate_routes(roster))
+    app.include_router(openai_routes(roster, studio))
+    if backstage is None:
+        app.include_router(metrics_routes(scheduler))
+    if backstage is None and keyring:
+        app.include_router(admin_routes(roster))
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    _guard(app, settings, keyring, RedisBuckets(redis) if redis else Buckets())
+    return app
+
+
+def _guard(app: FastAPI, settings: Settings, keyring: Keyring | None, ledger: Ledger) -> None:
+    """Put in front of the routes what every request passes; the last is the outermost."""
+    app.add_middleware(Gate, keyring=keyring, limit=settings.limit, ledger=ledger, burst_seconds=settings.burst_seconds)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.receive_timeout_seconds)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
-    _tell_metrics(family)
-    return app
+    app.add_middleware(Journal)
 
 
 def _ended(task: asyncio.Task[None], stop: Callable[[], None]) -> None:
@@ -82,15 +130,3 @@ def _ended(task: asyncio.Task[None], stop: Callable[[], None]) -> None:
         return
     log.critical("the device loop has ended, so must the process: %s", task.exception())
     stop()
-
-
-def _tell_metrics(family: Family) -> None:
-    for member in family.manifest.members:
-        metrics.STUDENT_INFO.labels(member.name, member.weights.sha256).set(1)
-    if family.frontier is None:
-        return
-    for position in filter(None, map(family.measured, family.positions.values())):
-        for metric in ("frechet", "agreement", "agreement_held_out"):
-            measure = getattr(position, metric)
-            if measure is not None:
-                metrics.STUDENT_QUALITY.labels(str(position.steps), metric, family.frontier.reference).set(measure.mean)

@@ -17,6 +17,7 @@ from server.images import EncodePool, Format
 from server.promises import Reason
 from server.scheduler import Drawn, Scheduler
 from server.schemas import Timings
+from server.tracing import record_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,13 @@ class Studio:
                 files = await asyncio.gather(*(self._encoders.encode(image.pixels, output_format) for image in drawn))
         except TimeoutError:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
+        finally:
+            if wish.lease:
+                wish.lease.release()
         done = perf_counter()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
         _record(wish, timings, shortened=next((image.shortened for image in drawn if image.shortened), None))
+        record_stages(wish, drawn, encoding=encoding, done=done)
         pictures = [
             Picture(file, sample.seed, sample.index, image.plan if image.shortened else None, image.shortened)
             for file, sample, image in zip(files, wish.samples, drawn, strict=True)

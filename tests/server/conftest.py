@@ -9,6 +9,7 @@ from diffusion.family import Family, open_family
 from server.engine import Engine, choose_device
 from tests.server.desk import Desk
 from tests.server.processes import ServerProcess, serve_real
+from tests.server.redis_server import RedisServer
 from tests.server.tiny import write_tiny_family
 
 
@@ -44,3 +45,17 @@ def desk(family: Family) -> Iterator[Desk]:
     """A client of an app of the tiny family; its device draws names."""
     with Desk(family) as desk:
         yield desk
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """A real Redis, empty."""
+    redis_process.client.flushall()
+    return redis_process
