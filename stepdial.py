@@ -1,6 +1,6 @@
 """stepdial: fast image generation with one dial, the number of sampling steps.
 
-  serve      serve a family over HTTP, with its page
+  serve      serve families over HTTP, with their page
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
@@ -12,6 +12,7 @@
   sample     draw a grid of pictures into a file
   families   list families and check their files
   openapi    print the description of the HTTP API, as docs/openapi.json has it
+  keys       make, list and remove API keys
 
 stepdial COMMAND --help tells more.
 """
@@ -41,6 +42,10 @@ def main() -> int:
         from benchmarks.checks.commands import check
 
         return check(arguments[1:])
+    if arguments[0] == "keys":
+        from server.keys_command import keys
+
+        return keys(arguments[1:])
     return _train(arguments[0], arguments[1:])
 
 

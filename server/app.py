@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 from fastapi import FastAPI
@@ -11,26 +11,36 @@ from fastapi.staticfiles import StaticFiles
 from redis.asyncio import Redis
 
 from diffusion.family import Family
-from server import contract, errors, metrics
+from server import contract, errors, metrics, tracing
 from server.about import about
+from server.admin import admin_routes
+from server.backstage import Backstage
 from server.bodies import BodyLimit
 from server.cache import MemoryCache, NoCache, RedisCache, ResultCache
+from server.device import Device
 from server.dial import Dial
 from server.estimate import estimate_routes
 from server.feeder import Feeder
+from server.gate import Gate, Ledger
 from server.headers import SecurityHeaders
 from server.images import EncodePool
 from server.job_routes import job_routes
 from server.jobs import JobStore
 from server.jobs_memory import MemoryJobs
 from server.jobs_redis import RedisJobs
+from server.journal import Journal
+from server.keys import Keyring
+from server.limits import Buckets
+from server.limits_redis import RedisBuckets
 from server.openai import openai_routes
 from server.openai_errors import OpenAIErrors
 from server.outlook import Outlook
+from server.pace import Timing
 from server.promises import Brownout
 from server.redis_link import connect
-from server.routes import PAGE, drawing_routes, reading_routes
-from server.scheduler import Device, Scheduler
+from server.roster import Roster, Served
+from server.routes import PAGE, drawing_routes, metrics_routes, reading_routes
+from server.scheduler import Scheduler
 from server.settings import Settings
 from server.studio import Studio
 
@@ -39,27 +49,49 @@ log = logging.getLogger(__name__)
 DESCRIPTION = "Images in as few or as many network evaluations as you choose; what each choice gives was measured."
 
 
-def create_app(settings: Settings, family: Family, device: Device, *, stop: Callable[[], None]) -> FastAPI:
-    """Return the server of one family.
+def create_app(
+    settings: Settings,
+    families: Sequence[Family],
+    make_device: Callable[[Family], Device],
+    *,
+    stop: Callable[[], None],
+) -> FastAPI:
+    """Return the server of these families, the default one first.
 
-    device draws (an Engine; tests take another). stop ends the process; it is called when the device loop dies, because
-    a server whose loop is dead would answer health checks for ever and draw nothing. Before it is ended otherwise, await
-    its state.drain(seconds): no longer ready, it finishes what it has accepted and takes no more jobs.
+    make_device gives what draws a family (an Engine; tests take another). stop ends the process; it is called when the
+    device loop dies, because a server whose loop is dead would answer health checks for ever and draw nothing. Before it
+    is ended otherwise, await its state.drain(seconds): no longer ready, it finishes what it has accepted and takes no more jobs.
+    Raises FamilyConflict or MemoryExceeded where these families cannot be served together, KeysError for a bad file of
+    keys, OSError for an admin_port that cannot be had.
     """
+
+    def make_dial(family: Family) -> Dial:
+        return Dial(family, outlook, max_images=settings.max_images, max_evaluations=settings.max_evaluations)
+
+    async def measure(served: Served, timings: Iterable[Timing]) -> None:
+        for timing in timings:
+            scheduler.pace.observe(*timing)
+        await encoders.measure(served.dial.image_shape)
+
+    redis = connect(settings.redis_url) if settings.redis_url else None
+    keyring = Keyring(settings.keys_file) if settings.keys_file else None
+    roster = Roster(make_dial, make_device, measure, memory_bytes=settings.memory_bytes, root=settings.families)
     scheduler = Scheduler(
-        device, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
+        roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
     )
     encoders = EncodePool(settings.encode_threads)
     brownout = Brownout(high_seconds=settings.brownout_high_seconds, low_seconds=settings.brownout_low_seconds)
     outlook = Outlook(scheduler, encoders, brownout)
-    dial = Dial(family, outlook, max_images=settings.max_images, max_evaluations=settings.max_evaluations)
-    redis = connect(settings.redis_url) if settings.redis_url else None
     cache = _cache(settings, redis)
-    studio = Studio(scheduler, encoders, cache, family, timeout_seconds=settings.request_timeout_seconds)
+    timeout = settings.request_timeout_seconds
+    studio = Studio(scheduler, encoders, cache, roster.family, timeout_seconds=timeout)
+    for family in families:
+        roster.add(family)
+    backstage = Backstage(settings, roster, scheduler, keyring) if settings.admin_port is not None else None
     jobs = _job_store(settings, redis)
     feeder = Feeder(
         jobs,
-        dial,
+        roster,
         studio,
         scheduler,
         max_jobs=settings.max_wave,
@@ -73,12 +105,14 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await encoders.measure(dial.image_shape)
+        for served in roster:
+            await encoders.measure(served.dial.image_shape)
         drawing = asyncio.create_task(scheduler.run())
         feeding = asyncio.create_task(feeder.run())
         for task, what in ((drawing, "device loop"), (feeding, "feeder of jobs")):
             task.add_done_callback(partial(_ended, what, stop))
-        yield  # on the way out every accepted request has its answer already: it was drained before
+        async with backstage.open() if backstage else nullcontext():
+            yield  # on the way out every accepted request has its answer already: it was drained before
         await feeder.stop(settings.shutdown_timeout_seconds)
         feeding.cancel()
         drawing.cancel()
@@ -91,6 +125,7 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
         title="stepdial",
         description=DESCRIPTION,
         lifespan=lifespan,
+        telemetry=tracing.telemetry(),
         docs_url=None,  # the framework's pages load scripts from elsewhere
         redoc_url=None,
     )
@@ -98,18 +133,28 @@ def create_app(settings: Settings, family: Family, device: Device, *, stop: Call
     errors.install(app)
     contract.describe(app)
     server = about(settings.device)
-    app.include_router(drawing_routes(dial, studio, family))
-    app.include_router(job_routes(dial, jobs, feeder, scheduler))
-    app.include_router(reading_routes(dial, family, scheduler, server))
-    app.include_router(estimate_routes(dial))
-    app.include_router(openai_routes(dial, studio, family))
+    app.include_router(drawing_routes(roster, studio))
+    app.include_router(job_routes(roster, jobs, feeder, scheduler))
+    app.include_router(reading_routes(roster, scheduler, server))
+    app.include_router(estimate_routes(roster))
+    app.include_router(openai_routes(roster, studio))
+    if backstage is None:
+        app.include_router(metrics_routes(scheduler))
+    if backstage is None and keyring:
+        app.include_router(admin_routes(roster))
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    metrics.BUILD_INFO.labels(server.commit, server.device).set(1)
+    _guard(app, settings, keyring, RedisBuckets(redis) if redis else Buckets())
+    return app
+
+
+def _guard(app: FastAPI, settings: Settings, keyring: Keyring | None, ledger: Ledger) -> None:
+    """Put in front of the routes what every request passes; the last is the outermost."""
+    app.add_middleware(Gate, keyring=keyring, limit=settings.limit, ledger=ledger, burst_seconds=settings.burst_seconds)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.receive_timeout_seconds)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
-    metrics.BUILD_INFO.labels(server.commit, server.device).set(1)
-    _tell_metrics(family)
-    return app
+    app.add_middleware(Journal)
 
 
 def _cache(settings: Settings, redis: Redis | None) -> ResultCache:
@@ -131,15 +176,3 @@ def _ended(what: str, stop: Callable[[], None], task: asyncio.Task[None]) -> Non
         return
     log.critical("the %s has ended, so must the process: %s", what, task.exception())
     stop()
-
-
-def _tell_metrics(family: Family) -> None:
-    for member in family.manifest.members:
-        metrics.STUDENT_INFO.labels(member.name, member.weights.sha256).set(1)
-    if family.frontier is None:
-        return
-    for position in filter(None, map(family.measured, family.positions.values())):
-        for metric in ("frechet", "agreement", "agreement_held_out"):
-            measure = getattr(position, metric)
-            if measure is not None:
-                metrics.STUDENT_QUALITY.labels(str(position.steps), metric, family.frontier.reference).set(measure.mean)

@@ -1,4 +1,6 @@
-"""A limit on the size of request bodies, before anything reads them."""
+"""Limits on the size of request bodies and on the time they take, before anything reads them."""
+
+import asyncio
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -8,13 +10,14 @@ from server.errors import http_problem
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to bodies of more than `max_bytes`, announced or not.
+    """ASGI middleware that answers 413 to bodies of more than `max_bytes`, announced or not, and 408 to slow ones.
 
     The framework's own limit answers in plain text and goes round all other middleware.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int):
-        self._app = app
+    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float):
+        """seconds is the longest that a whole body may take to arrive."""
+        self._app, self._seconds = app, seconds
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,11 +27,17 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal() or int(announced[:19]) > self._max_bytes:
             return await http_problem(self._too_large())(scope, receive, send)
-        seen = 0
+        seen, arriving = 0, True
+        deadline = asyncio.get_running_loop().time() + self._seconds
 
         async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, arriving
+            try:
+                async with asyncio.timeout_at(deadline if arriving else None):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not arrive within {self._seconds:g} seconds") from None
+            arriving = arriving and message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._max_bytes:
                 raise self._too_large()

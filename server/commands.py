@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
+from server import journal
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def serve(arguments: Sequence[str] | None = None) -> int:
-    """Serve a family until told to stop; arguments as on the command line, default sys.argv's.
+    """Serve families until told to stop; arguments as on the command line, default sys.argv's.
 
     Returns the exit status: 0 after an orderly end, 1 when the family is refused or the device is lost, 2 for a wrong
     argument.
@@ -35,17 +35,20 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         for item in error.errors():
             print(f"stepdial serve: {item['loc'][0]}: {item['msg']}; --help tells more", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    journal.configure(settings.log_level, settings.log_format)
 
     from diffusion.family import FamilyError, open_family
     from server.engine import Engine, choose_device
 
     try:
-        family = open_family(settings.family)
+        families = [open_family(folder) for folder in settings.folders]
+        if not families:
+            raise FamilyError("there is no family in the folder that --families names")
     except FamilyError as error:
         print(f"stepdial serve: {error}", file=sys.stderr)
         return 1
-    return run(settings, family, Engine(family, device=choose_device(settings.device), max_wave=settings.max_wave))
+    device = choose_device(settings.device)
+    return run(settings, families, lambda family: Engine(family, device=device, max_wave=settings.max_wave))
 
 
 def openapi(arguments: Sequence[str]) -> int:
@@ -59,18 +62,21 @@ def openapi(arguments: Sequence[str]) -> int:
     from server.engine import Engine, choose_device
 
     settings = Settings()
-    family = open_family(settings.family)
-    engine = Engine(family, device=choose_device("cpu"), max_wave=settings.max_wave)
-    print(document_text(create_app(settings, family, engine, stop=lambda: None)), end="")
+    families, device = [open_family(folder) for folder in settings.folders], choose_device("cpu")
+    app = create_app(settings, families, lambda family: Engine(family, device=device, max_wave=1), stop=lambda: None)
+    print(document_text(app), end="")
     return 0
 
 
-def run(settings: Settings, family: Family, device: Device) -> int:
-    """Serve a family that is open, drawn by this device. Returns the exit status as `serve` does."""
+def run(settings: Settings, families: Sequence[Family], make_device: Callable[[Family], Device]) -> int:
+    """Serve families that are open, each drawn by the device made for it. Returns the exit status as `serve` does."""
     import uvicorn
 
     from server.app import create_app
+    from server.connections import MAX_HEAD_BYTES, BoundedConnection
     from server.ending import DrainingServer, leave_hung_threads
+    from server.failures import FamilyConflict, MemoryExceeded
+    from server.keys import KeysError
 
     lost = False
 
@@ -78,14 +84,27 @@ def run(settings: Settings, family: Family, device: Device) -> int:
         nonlocal lost
         lost = server.should_exit = True
 
-    app = create_app(settings, family, device, stop=stop)
+    try:
+        app = create_app(settings, families, make_device, stop=stop)
+    except (FamilyConflict, MemoryExceeded, KeysError) as error:
+        print(f"stepdial serve: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"stepdial serve: admin_port {settings.admin_port} cannot be had: {error.strerror}", file=sys.stderr)
+        return 1
     config = uvicorn.Config(
         app,
+        http=BoundedConnection.bounded(
+            max_connections=settings.max_connections, head_seconds=settings.receive_timeout_seconds
+        ),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         log_config=None,  # one format for all, set above
+        access_log=False,  # the journal writes one line a request, with more in it
         server_header=False,
+        reset_contextvars=True,  # else a request may begin with the marks of the one before on its connection
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
     )
     server = DrainingServer(config, drain=app.state.drain, seconds=settings.shutdown_timeout_seconds)

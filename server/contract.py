@@ -11,15 +11,22 @@ from server.schemas import Problem
 
 DESCRIPTIONS = {
     400: "The request cannot be read",
+    401: "This server wants an API key, and the request carries none that it knows",
+    403: "The API key lacks the scope that this takes",
     404: "No such model or job, or nothing measured",
-    409: "The idempotency key was used with another body; `x-should-retry: false`",
+    408: "The body took too long to arrive",
+    409: "The family's state does not allow this; or the idempotency key was used with another body, `x-should-retry: false`",
     413: "The body is too large",
     415: "The body is not application/json",
     422: "The request is not valid; `errors` points at the fields, `available_steps` lists the dial",
-    429: "Nothing that the request allows can be ready by its deadline; `min_feasible_ms` could be promised now",
+    429: (
+        "The rate limit is reached, `Retry-After` says when this would be granted; or nothing that the request allows "
+        "can be ready by its deadline, `min_feasible_ms` could be promised now"
+    ),
     500: "The device could not draw this",
     503: "The queue is full, jobs cannot be reached, or the server is starting or stopping; `Retry-After` says when to try again",
     504: "Not drawn by the request's deadline, or within the server's time limit",
+    507: "The family does not fit into the memory allowed; `detail` names the sizes",
 }
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
@@ -39,7 +46,7 @@ def _problem(status: int) -> dict[str, Any]:
         "description": DESCRIPTIONS[status],
         "content": {"application/problem+json": {"schema": REFERENCE}},
     }
-    if status == 503:
+    if status in (429, 503):
         response["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
     return response
 
@@ -57,7 +64,10 @@ def describe(app: FastAPI) -> None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _forget_the_frameworks_own_errors(document)
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
+            document["security"] = [{}, {"key": []}]  # a key is wanted only where the server has a file of keys
+            components = document.setdefault("components", {})
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            components["schemas"] = components.get("schemas", {}) | schema.pop("$defs") | {"Problem": schema}
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
+from weakref import WeakSet
 
 from diffusion.condition import ConditionError
 from diffusion.family import Family
@@ -27,6 +28,18 @@ from server.ways import Way, of_kind, ways_of
 
 FAVOURITE_STEPS = 4
 """Default dial position where it is served: the fewest steps at which consistency students look like their teacher."""
+
+
+class Lease:
+    """Keeps a family loaded while a wish for it is on its way: until it is released, or nothing refers to it."""
+
+    def __init__(self, leases: WeakSet["Lease"]):
+        self._leases = leases
+        leases.add(self)
+
+    def release(self) -> None:
+        """Let the family go."""
+        self._leases.discard(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,8 @@ class Wish:
     """When the request arrived, on the clock of perf_counter."""
     encode_seconds: float = 0.0
     """How much of the time before its deadline encoding is predicted to take."""
+    lease: Lease | None = None
+    """Keeps its family on the roster until the wish has been drawn, or dropped."""
 
     @property
     def deadline(self) -> float | None:
@@ -221,7 +236,7 @@ class Dial:
         exact = request.determinism == "exact"
         endings = self._endings(plan, order.terms.min_steps) if order.terms.consent else ()
         return tuple(
-            Sample(plan, order.condition, order.seed, index, guidance, exact, alternatives=endings)
+            Sample(plan, order.condition, order.seed, index, guidance, exact, self._family.name, endings)
             for index in range(request.n)
         )
 

@@ -53,6 +53,7 @@ class Engine:
         self._rows: dict[Evaluation, tuple[list[float], float]] = {}
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
+        self._is_warm = False
         self._exact: dict[tuple[UViTConfig, bool], tuple[int, ...]] = {}
 
     def prepare(self) -> list[Timing]:
@@ -69,8 +70,7 @@ class Engine:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
         timings = list(self._time_waves())
         self._check_golden()
-        metrics.WAVE_ROWS.clear()  # warming up is no traffic
-        metrics.WAVE_PADDING.clear()
+        self._is_warm = True
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
         return timings
 
@@ -155,8 +155,9 @@ class Engine:
             v, v_uncond = self._networks[member](torch.cat([z, z]), logsnr.repeat(2), both).chunk(2)
         else:
             v, v_uncond = self._networks[member](z, logsnr, condition), None
-        metrics.WAVE_ROWS.labels(member).inc(bucket)
-        metrics.WAVE_PADDING.labels(member).inc(bucket - count)
+        if self._is_warm:  # warming up is no traffic
+            metrics.WAVE_ROWS.labels(member).inc(bucket)
+            metrics.WAVE_PADDING.labels(member).inc(bucket - count)
         latents, images = z, np.empty(0)
         if not all(turn.is_last for turn in turns):
             latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))

@@ -16,20 +16,26 @@ from server.failures import (
     DeadlineUnattainable,
     DeviceLost,
     DrawFailed,
+    FamilyConflict,
     FieldRefused,
     JobGivenUp,
     JobImageMissing,
     JobsFull,
     JobsUnavailable,
     JobUnknown,
+    KeyRefused,
     KeyReused,
+    MemoryExceeded,
     ModelUnknown,
     NotMeasured,
     NotReady,
     Overloaded,
+    RateLimited,
+    ScopeMissing,
     StepsNotServed,
     TimedOut,
 )
+from server.journal import note
 from server.schemas import FieldProblem, Problem
 
 log = logging.getLogger(__name__)
@@ -50,6 +56,11 @@ TABLE: dict[type[Exception], Answer] = {
     FieldRefused: Answer(422, "field-refused", "A field asks for something that is not done here", "invalid"),
     RequestValidationError: Answer(422, "invalid-request", "The request is not valid", "invalid"),
     ModelUnknown: Answer(404, "model-unknown", "No such model", "invalid"),
+    FamilyConflict: Answer(409, "family-conflict", "The family cannot be loaded or unloaded now", "invalid"),
+    MemoryExceeded: Answer(507, "memory-exceeded", "The family does not fit into the memory allowed", "invalid"),
+    KeyRefused: Answer(401, "key-refused", "An API key is needed", "denied"),
+    ScopeMissing: Answer(403, "scope-missing", "The API key is not good for this", "denied"),
+    RateLimited: Answer(429, "rate-limited", "The rate limit is reached", "rejected"),
     NotMeasured: Answer(404, "not-measured", "Nothing was measured", "invalid"),
     NotReady: Answer(503, "not-ready", "The server is not ready", "rejected"),
     Overloaded: Answer(503, "queue-full", "The queue is full", "rejected"),
@@ -80,8 +91,15 @@ def answer_for(error: Exception) -> Answer:
     return Answer(500, "internal-error", "Something broke", "failed")
 
 
-def retry_after(error: Exception) -> dict[str, str]:
-    """Return the Retry-After header of failures that pass: whole seconds, from the backlog where that is why."""
+def failure_headers(error: Exception) -> dict[str, str]:
+    """Return the headers that go with a failure: when to try again, whole seconds, from the backlog where that is why;
+    that it is of no use; which key would be of use."""
+    if isinstance(error, KeyRefused):
+        return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.given else "Bearer"}
+    if isinstance(error, ScopeMissing):
+        return {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{error.scope}"'}
+    if isinstance(error, RateLimited):
+        return {"Retry-After": str(math.ceil(error.wait_seconds))}
     if isinstance(error, Overloaded | JobsFull):
         return {"Retry-After": str(max(1, math.ceil(error.backlog_seconds)))}
     if isinstance(error, NotReady | DeviceLost | JobsUnavailable):
@@ -100,9 +118,9 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 def install(app: FastAPI) -> None:
     """Make the app answer every error with problem+json."""
     for kind in TABLE:
-        app.add_exception_handler(kind, _invalid if kind is RequestValidationError else _failed)
+        app.add_exception_handler(kind, _invalid if kind is RequestValidationError else failure_response)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(Exception, failure_response)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -123,15 +141,20 @@ def problem_of(error: Exception) -> Problem:
 def logged_problem(request: Request, error: Exception) -> Problem:
     """Return the problem that tells of an error; one that is the server's fault is logged."""
     answer = answer_for(error)
+    note(request, outcome=answer.outcome)
     if answer.status == 500:
-        log.error("%s %s: %s", request.method, request.url.path, answer.title, exc_info=error)
+        log.error(
+            "%s %s: %s", request.method, getattr(request.scope.get("route"), "path", "-"), answer.title, exc_info=error
+        )
     return problem_of(error)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def failure_response(request: Request, error: Exception) -> Response:
+    """Return the answer to a failure."""
     if isinstance(error, ClientGone):
+        note(request, outcome=answer_for(error).outcome)
         return Response(status_code=499)
-    return problem_response(logged_problem(request, error), retry_after(error))
+    return problem_response(logged_problem(request, error), failure_headers(error))
 
 
 def _detail(error: Exception, answer: Answer) -> str:
@@ -184,7 +207,13 @@ async def _http(request: Request, error: Exception) -> Response:
 
 def http_problem(error: HTTPException) -> Response:
     """Return the problem of an error that the framework found: unknown path, wrong method, a body it cannot take."""
-    slugs = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 415: "unsupported-media-type"}
+    slugs = {
+        404: "not-found",
+        405: "method-not-allowed",
+        408: "too-slow",
+        413: "body-too-large",
+        415: "unsupported-media-type",
+    }
     slug = slugs.get(error.status_code, "bad-request")
     title = slug.replace("-", " ").capitalize()
     problem = Problem(type=_type(slug), title=title, status=error.status_code, detail=str(error.detail))

@@ -54,6 +54,44 @@ class ModelUnknown(Exception):
     """The request names a family that is not served."""
 
 
+class FamilyConflict(Exception):
+    """The family is in a state in which it cannot be loaded or unloaded."""
+
+
+class MemoryExceeded(Exception):
+    """The family's networks do not fit into the memory that is allowed."""
+
+
+class KeyRefused(Exception):
+    """The request carries no API key, or one that is not known."""
+
+    def __init__(self, message: str, *, given: bool):
+        super().__init__(message)
+        self.given = given
+        """Whether there was a key at all."""
+
+
+class ScopeMissing(Exception):
+    """The request's API key is not good for this."""
+
+    def __init__(self, message: str, scope: str):
+        super().__init__(message)
+        self.scope = scope
+        """The scope that the key lacks."""
+
+
+class RateLimited(Exception):
+    """The caller has asked for more evaluations than its rate limit grants now."""
+
+    def __init__(self, evaluations: int, evaluations_per_minute: float, wait_seconds: float):
+        super().__init__(
+            f"this takes {evaluations} network evaluations; {evaluations_per_minute:g} a minute are allowed, "
+            f"it would be granted in {wait_seconds:.1f} seconds"
+        )
+        self.wait_seconds = wait_seconds
+        """How long until the same request would be granted."""
+
+
 class NotMeasured(Exception):
     """The family has no frontier yet."""
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from server import metrics
-from server.dial import Dial
 from server.errors import answer_for, problem_of
 from server.failures import (
     DeviceLost,
@@ -21,6 +20,7 @@ from server.failures import (
     TimedOut,
 )
 from server.jobs import Job, JobStore, Outcome
+from server.roster import Roster
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest
 from server.studio import Studio
@@ -62,7 +62,7 @@ class Feeder:
     def __init__(
         self,
         store: JobStore,
-        dial: Dial,
+        roster: Roster,
         studio: Studio,
         scheduler: Scheduler,
         *,
@@ -72,7 +72,7 @@ class Feeder:
     ):
         self._left_at: float | None = None
         self._store = store
-        self._dial = dial
+        self._roster = roster
         self._studio = studio
         self._scheduler = scheduler
         self._max_jobs = max_jobs
@@ -230,8 +230,8 @@ class Feeder:
     async def _make(self, hand: Hand) -> tuple[Outcome, list[bytes]]:
         """Draw; a queue that is full just now is waited for."""
         request = GenerateRequest.model_validate(hand.job.accepted.request)
-        wish = self._dial.turn(request)
         while True:
+            wish = self._roster.find(request.model).turn(request)
             try:
                 pictures, timings = await self._studio.make(wish, request.output_format, progress=hand.hops.__setitem__)
             except (Overloaded, NotReady):

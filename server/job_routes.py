@@ -6,18 +6,19 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict
 
 from server import metrics
 from server.contract import problems
-from server.dial import Dial
 from server.errors import answer_for, problem_of
 from server.failures import JobImageMissing, JobsFull, JobsUnavailable, JobUnknown, KeyReused, NotReady
 from server.feeder import Feeder
+from server.gate import charge
 from server.images import Format
 from server.jobs import ENDED, Job, JobState, JobStore, accept, patient
+from server.roster import Roster
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest, Problem, Timings
 
@@ -88,7 +89,7 @@ class JobInfo(BaseModel):
     links: JobLinks
 
 
-def job_routes(dial: Dial, store: JobStore, feeder: Feeder, scheduler: Scheduler) -> APIRouter:
+def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Scheduler) -> APIRouter:
     """The routes of jobs."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -99,14 +100,18 @@ def job_routes(dial: Dial, store: JobStore, feeder: Feeder, scheduler: Scheduler
 
     @router.post("", status_code=202, summary="Order images", responses=POST_RESPONSES)
     async def post(
-        body: GenerateRequest, response: Response, key: Key = None, authorization: Annotated[str, Header()] = ""
+        body: GenerateRequest,
+        request: Request,
+        response: Response,
+        key: Key = None,
+        authorization: Annotated[str, Header()] = "",
     ) -> JobInfo:
         """Take the body of POST /generate, but no deadline. Accepted jobs are not lost and are drawn once there is time.
 
         With an Idempotency-Key a repeated request is answered with the job of the first; 200 once that has ended.
         """
         try:
-            job = await _add(body, key and f"{authorization}\n{key}")
+            job = await _add(body, request, key and f"{authorization}\n{key}")
         except Exception as error:
             metrics.JOBS.labels(answer_for(error).outcome).inc()
             raise
@@ -114,8 +119,10 @@ def job_routes(dial: Dial, store: JobStore, feeder: Feeder, scheduler: Scheduler
         response.status_code = 200 if job.state in ENDED else 202
         return await _show(job, store)
 
-    async def _add(body: GenerateRequest, key: str | None) -> Job:
-        accepted = accept(body, dial.turn(patient(body)))
+    async def _add(body: GenerateRequest, request: Request, key: str | None) -> Job:
+        wish = roster.find(body.model).dial.turn(patient(body))
+        accepted = accept(body, wish)
+        await charge(request, wish)
         if feeder.closing:
             raise NotReady("this server is ending")
         job = await store.add(accepted, key)
@@ -227,7 +234,7 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": LOCATION,
     },
     202: {"description": "The job, accepted now or earlier under this key", "headers": LOCATION},
-    **problems(400, 404, 409, 413, 415, 422, 500, 503),
+    **problems(400, 404, 409, 413, 415, 422, 429, 500, 503),
 }
 IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

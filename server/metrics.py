@@ -1,4 +1,5 @@
-"""Every metric, declared once. Base units; the label `steps` is a served dial position, `network` a member's name."""
+"""Every metric, declared once. Base units; the label `steps` is a served dial position, `network` a member's name,
+`model` a family's."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -17,6 +18,7 @@ STAGE_SECONDS = Histogram(
 )
 IMAGES = Counter("stepdial_images", "Images drawn and encoded", ["steps"])
 REJECTED = Counter("stepdial_rejected", "Requests refused at the door", ["reason"])
+LIMIT_ERRORS = Counter("stepdial_limit_errors", "Times that Redis could not be asked for a rate limit")
 
 DEGRADED = Counter("stepdial_degraded", "Requests that consented to fewer steps and got them", ["reason"])
 BROWNOUT_LEVEL = Gauge("stepdial_brownout_level", "0 is none; each level halves the steps of consenting requests")
@@ -62,9 +64,9 @@ CACHE_BYTES = Gauge("stepdial_cache_bytes", "Image files in the result cache in 
 
 BUILD_INFO = Gauge("stepdial_build_info", "1 for the code and the device that serve", ["commit", "device"])
 READY = Gauge("stepdial_ready", "1 once every network is loaded, warm and checked")
-STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["network", "sha256"])
+STUDENT_INFO = Gauge("stepdial_student_info", "1 for each network served", ["model", "network", "sha256"])
 STUDENT_QUALITY = Gauge(
     "stepdial_student_quality",
     "Quality of a dial position, from the frontier file",
-    ["steps", "metric", "dataset"],
+    ["model", "steps", "metric", "dataset"],
 )

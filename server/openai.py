@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from diffusion.family import Family
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
 from server.contract import described
-from server.dial import Dial, Wish
+from server.dial import Wish
 from server.errors import logged_problem
 from server.events import Events, event, event_stream
-from server.failures import FieldRefused, ModelUnknown
+from server.failures import FieldRefused
+from server.gate import charge
 from server.openai_errors import error_answer, errors
 from server.openai_schemas import (
     QUALITY_STEPS,
@@ -32,6 +33,7 @@ from server.openai_schemas import (
 )
 from server.outcomes import counted
 from server.patience import while_connected
+from server.roster import Roster, Served
 from server.schemas import GenerateRequest, Timings
 from server.stream import encoded
 from server.studio import Picture, Preview, Studio
@@ -40,7 +42,7 @@ OWN = (ImagesRequest.model_fields.keys() & GenerateRequest.model_fields.keys()) 
 """Fields that mean here what they mean in POST /generate."""
 
 
-def openai_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
+def openai_routes(roster: Roster, studio: Studio) -> APIRouter:
     """The routes under /v1."""
     router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -52,39 +54,39 @@ def openai_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
                 "headers": described(ACCOUNT_HEADERS),
             },
-            **errors(400, 404, 413, 415, 429, 500, 503, 504),
+            **errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
         },
         summary="Draw images, as OpenAI's clients ask for them",
     )
     async def generations(body: ImagesRequest, request: Request, response: Response) -> Any:
         """Draw images of one wish. `stream: true` answers with OpenAI's server-sent events."""
         if body.stream:
-            events = _events(body, dial, studio, family)
+            events = _events(request, body, roster, studio)
             return await event_stream(request, events, failed=_error_event(request))
         with counted() as count:
-            own = translated(body, family)
-            count.steps = dial.label(own)
-            wish = _turn(dial, own, body)
+            served = roster.find(body.model)
+            own = translated(body, served.family)
+            count.steps = served.dial.label(own)
+            wish = _turn(served, own, body)
+            await charge(request, wish)
             pictures, timings = await while_connected(request, studio.make(wish, own.output_format))
         account = account_of(wish, pictures, timings)
         response.headers.update(account_headers(account))
         return ImagesResponse(
             **account.model_dump(),
-            **_facts(account.steps_used, own, _size(family)),
+            **_facts(account.steps_used, own, _size(served.family)),
             created=int(time.time()),
             data=[OpenAIImage(b64_json=encoded(picture.data), seed=picture.seed) for picture in pictures],
             usage=usage(wish, pictures),
         )
 
-    @router.get("/models", summary="The families, in OpenAI's list")
+    @router.get("/models", summary="The families, in OpenAI's list", responses=errors(401, 403))
     async def models() -> OpenAIModels:
-        return OpenAIModels(data=[_model(family)])
+        return OpenAIModels(data=[_model(served.family) for served in roster.ready])
 
-    @router.get("/models/{name}", summary="One family, in OpenAI's words", responses=errors(404))
+    @router.get("/models/{name}", summary="One family, in OpenAI's words", responses=errors(401, 403, 404))
     async def model(name: str) -> OpenAIModel:
-        if name != family.name:
-            raise ModelUnknown(f"no model of that name is served; served is {family.name!r}")
-        return _model(family)
+        return _model(roster.find(name).family)
 
     return router
 
@@ -118,9 +120,9 @@ def translated(body: ImagesRequest, family: Family) -> GenerateRequest:
         raise RequestValidationError(found) from None
 
 
-def _turn(dial: Dial, own: GenerateRequest, body: ImagesRequest) -> Wish:
+def _turn(served: Served, own: GenerateRequest, body: ImagesRequest) -> Wish:
     try:
-        return dial.turn(own)
+        return served.turn(own)
     except FieldRefused as error:
         if error.field == "steps" and body.steps is None:
             raise FieldRefused("quality", f"quality {body.quality or 'auto'}: {error}") from None
@@ -129,13 +131,15 @@ def _turn(dial: Dial, own: GenerateRequest, body: ImagesRequest) -> Wish:
         raise
 
 
-async def _events(body: ImagesRequest, dial: Dial, studio: Studio, family: Family) -> Events:
+async def _events(request: Request, body: ImagesRequest, roster: Roster, studio: Studio) -> Events:
     with counted() as count:
-        own = translated(body, family)
-        count.steps = dial.label(own)
-        wish = _turn(dial, own, body)
+        served = roster.find(body.model)
+        own = translated(body, served.family)
+        count.steps = served.dial.label(own)
+        wish = _turn(served, own, body)
+        await charge(request, wish)
         shown, sent = partial_hops(len(wish.samples[0].plan.hops), body.partial_images or 0), 0
-        size, created = _size(family), int(time.time())
+        size, created = _size(served.family), int(time.time())
         facts = _facts(wish.steps, own, size)
         async with aclosing(studio.show(wish, own.output_format, shown=shown.__contains__)) as parts:
             async for part in parts:

@@ -7,18 +7,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from diffusion.family import Family
 from diffusion.frontier import Frontier
 from server.accept import RAW_TYPES, wanted_answer
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
 from server.contract import described, problems
-from server.dial import Dial
 from server.etags import entity_tag, tag_headers, unchanged
 from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
+from server.gate import charge
 from server.images import Format
 from server.outcomes import counted
 from server.patience import while_connected
+from server.roster import Roster
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest, GenerateResponse, ModelList, ServerInfo, Status, Timings
 from server.stream import error_event, generate_events, json_answer
@@ -27,7 +27,7 @@ from server.studio import Picture, Studio
 PAGE = Path(__file__).parent / "page"
 
 
-def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
+def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
     """The routes that draw."""
     router = APIRouter(tags=["drawing"])
 
@@ -41,14 +41,16 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
         """
         accepted = wanted_answer(request.headers.get("accept", ""))
         if body.stream or accepted == "events":
-            events = generate_events(request, body, dial, studio)
+            events = generate_events(request, body, roster, studio)
             return await event_stream(request, events, failed=error_event(request))
-        with counted(dial.label(body)):
+        with counted(roster.label(body)):
             raw = _raw_format(body, accepted)
-            wish = dial.turn(body)
-            tag = entity_tag(family, body, wish, raw)
+            served = roster.find(body.model)
+            wish = served.turn(body)
+            tag = entity_tag(served.family, body, wish, raw)
             if same := unchanged(request, tag):
                 return same
+            await charge(request, wish)
             pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
         account = account_of(wish, pictures, timings)
         headers = account_headers(account) | tag_headers(tag)
@@ -62,16 +64,19 @@ def drawing_routes(dial: Dial, studio: Studio, family: Family) -> APIRouter:
     return router
 
 
-def reading_routes(dial: Dial, family: Family, scheduler: Scheduler, server: ServerInfo) -> APIRouter:
+def reading_routes(roster: Roster, scheduler: Scheduler, server: ServerInfo) -> APIRouter:
     """The routes that tell: what is served, how good it is, how the server is."""
     router = APIRouter(tags=["reading"])
 
     @router.get("/models", summary="What is served: families and their dials")
     async def models() -> ModelList:
-        return ModelList(data=[dial.describe()], server=server)
+        return ModelList(data=[served.dial.describe() for served in roster.ready], server=server)
 
-    @router.get("/frontier", summary="What each dial position gives and costs, as measured", responses=problems(404))
-    async def frontier() -> Frontier:
+    @router.get(
+        "/frontier", summary="What each dial position gives and costs, as measured", responses=problems(404, 422)
+    )
+    async def frontier(model: str | None = None) -> Frontier:
+        family = roster.find(model).family
         if family.frontier is None:
             raise NotMeasured(f"family {family.name!r} was not measured yet; `stepdial evaluate` does it")
         return family.frontier
@@ -92,14 +97,21 @@ def reading_routes(dial: Dial, family: Family, scheduler: Scheduler, server: Ser
             raise NotReady("the server is about to end and takes no new work")
         return Status(status="ready")
 
+    @router.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    return router
+
+
+def metrics_routes(scheduler: Scheduler) -> APIRouter:
+    """The route that Prometheus reads."""
+    router = APIRouter(tags=["reading"])
+
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         scheduler.publish()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    @router.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
 
     return router
 
@@ -142,5 +154,5 @@ GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": described(RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}),
     },
     304: {"description": "If-None-Match names the answer; nothing was drawn"},
-    **problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    **problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 }

@@ -299,6 +299,8 @@ class Scheduler:
 
     def _goes_on(self, ticket: Ticket, turn: Turn, result: Any, seconds: float) -> bool:
         """Take a turn's result in; answer the sample if it is the image. Returns whether the sample needs another wave."""
+        if ticket.number == 0:
+            ticket.begun = perf_counter() - seconds
         ticket.number += 1
         ticket.device_seconds += seconds
         if ticket.image.done():  # its caller has gone; what it took before was counted when it went
@@ -317,7 +319,8 @@ class Scheduler:
             ticket.latent = result
             return True
         waited = max(0.0, perf_counter() - ticket.arrived - ticket.device_seconds)
-        ticket.image.set_result(Drawn(result, waited, ticket.device_seconds, turn.sample.plan, ticket.shortened))
+        plan, seconds = turn.sample.plan, ticket.device_seconds
+        ticket.image.set_result(Drawn(result, waited, seconds, plan, ticket.shortened, ticket.begun))
         return False
 
     def _fail(self, wave: Wave, error: Exception) -> None:

@@ -2,17 +2,24 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, DirectoryPath, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.limits import Limit
 
 BUNDLED_FAMILY = Path(__file__).parents[1] / "families" / "shapes"
 """The family that comes with the code."""
 
 
+def _several(value: Any) -> Any:
+    """A comma separates folders in one string, as the command line and the environment give them."""
+    return tuple(str(value).split(",")) if isinstance(value, str | Path) else value
+
+
 class Settings(BaseSettings):
-    """Serve a family over HTTP.
+    """Serve one family or several over HTTP.
 
     Each knob is a flag (--max-wave 8) and an environment variable (STEPDIAL_MAX_WAVE=8); the flag wins.
     """
@@ -21,8 +28,14 @@ class Settings(BaseSettings):
         env_prefix="STEPDIAL_", frozen=True, extra="forbid", use_attribute_docstrings=True, cli_kebab_case=True
     )
 
-    family: Path = BUNDLED_FAMILY
-    """Folder of the family to serve (it holds family.json); the default is the bundled one."""
+    family: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_several)] = ()
+    """Folder of a family to serve (it holds family.json); give it again for another. Requests that name no model get
+    the first one. Default: every family in --families, else the bundled one."""
+    families: DirectoryPath | None = None
+    """Folder of families: those that may be loaded while the server runs, and served at start if no --family is given."""
+    memory_bytes: int | None = Field(default=None, ge=1)
+    """Most memory that the networks of all families may take, in bytes of float32 weights; a family that would
+    exceed it is not loaded. Default: no limit."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -37,12 +50,27 @@ class Settings(BaseSettings):
     """Largest n of one request, in images."""
     max_body_bytes: int = Field(default=65536, ge=1)
     """Largest request body, in bytes; a larger one is refused with 413."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Connections that may be open; one more is refused with 503. Keep it below the process's limit of open files."""
+    receive_timeout_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Longest that a request's head may take to arrive, in seconds, and then its body (408)."""
     request_timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Longest that a request may take, in seconds; then 504, and its work is dropped."""
     hang_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """A wave that takes longer, and ten times what was expected, is taken to hang: every request fails, the process ends."""
     shutdown_timeout_seconds: int = Field(default=30, ge=0)
     """Longest that accepted requests may take to finish after SIGTERM, in seconds."""
+    keys_file: Path | None = None
+    """File of API keys (`stepdial keys` makes it); drawing then takes a key. Default: no keys, everybody may draw."""
+    evaluations_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Network evaluations that one key, or without keys one address, may ask for per minute. Default: no limit."""
+    burst_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """How many seconds' worth of evaluations may be asked for at once after a rest."""
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port for /metrics and /admin, away from those who draw. Default: /metrics is on the main port, and so is
+    /admin if there is a file of keys, for those with the scope admin."""
+    admin_host: str = "127.0.0.1"
+    """Address that admin_port listens on. On a loopback address /admin needs no key; on any other one it does."""
     encode_threads: int = Field(default=2, ge=1, le=256)
     """Threads that turn pixels into PNG, WebP or JPEG."""
     brownout_high_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
@@ -55,8 +83,8 @@ class Settings(BaseSettings):
         validate_default=True,
         repr=False,
     )
-    """Redis that all replicas share, for jobs and results: redis://[user:password@]host:port/number; REDIS_URL is
-    understood too. Without one, jobs and results live and end with this process."""
+    """Redis that all replicas share, for jobs, results and rate limits: redis://[user:password@]host:port/number; REDIS_URL is
+    understood too. Without one, these live and end with this process."""
     max_jobs: int = Field(default=1000, ge=1)
     """Jobs that may wait or run, over all replicas; one more is refused with 503."""
     job_result_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
@@ -73,3 +101,19 @@ class Settings(BaseSettings):
     """With Redis: how long the result cache keeps an image, in seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important message that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """text for people, json for machines; one line a message."""
+
+    @property
+    def limit(self) -> Limit | None:
+        """The rate limit of callers who have none of their own."""
+        return Limit(self.evaluations_per_minute, self.burst_seconds) if self.evaluations_per_minute else None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the families to serve from the start, the default one first."""
+        if self.family:
+            return self.family
+        if self.families is None:
+            return (BUNDLED_FAMILY,)
+        return tuple(sorted(file.parent for file in self.families.glob("*/family.json")))

@@ -11,24 +11,27 @@ from fastapi import Request
 
 from server.accept import wanted_answer
 from server.account import account_of
-from server.dial import Dial, Wish
+from server.dial import Wish
 from server.errors import logged_problem
 from server.events import Events, event
 from server.failures import FieldRefused
+from server.gate import charge
 from server.images import Format
 from server.outcomes import counted
+from server.roster import Roster
 from server.schemas import Account, GenerateRequest, GenerateResponse, ImageData, PreviewData, Timings
 from server.studio import Picture, Preview, Studio
 
 
-async def generate_events(request: Request, body: GenerateRequest, dial: Dial, studio: Studio) -> Events:
+async def generate_events(request: Request, body: GenerateRequest, roster: Roster, studio: Studio) -> Events:
     """Yield a `preview` after every hop of an image but its last, an `image` for each, then `done`."""
-    with counted(dial.label(body)):
+    with counted(roster.label(body)):
         if wanted_answer(request.headers.get("accept", "")) in get_args(Format):
             raise FieldRefused("stream", "stream asks for events, the Accept header for the bytes of one image")
         if body.response_format == "file":
             raise FieldRefused("response_format", "events carry images as b64_json; a file is not streamed")
-        wish = dial.turn(body)
+        wish = roster.find(body.model).turn(body)
+        await charge(request, wish)
         async with aclosing(studio.show(wish, body.output_format)) as parts:
             async for part in parts:
                 if isinstance(part, Preview):

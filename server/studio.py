@@ -22,6 +22,7 @@ from server.samples import Sample
 from server.scheduler import Scheduler
 from server.schemas import Timings
 from server.tickets import Drawn, Progress
+from server.tracing import record_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,13 @@ class Studio:
     """Draws and encodes what the result cache does not have."""
 
     def __init__(
-        self, scheduler: Scheduler, encoders: EncodePool, cache: ResultCache, family: Family, *, timeout_seconds: float
+        self,
+        scheduler: Scheduler,
+        encoders: EncodePool,
+        cache: ResultCache,
+        family: Callable[[str], Family],
+        *,
+        timeout_seconds: float,
     ):
         self._scheduler = scheduler
         self._encoders = encoders
@@ -90,8 +97,13 @@ class Studio:
                 done = perf_counter()
         except TimeoutError:
             raise TimedOut(f"the request was not done within {self._timeout_seconds:g} seconds") from None
+        finally:
+            if wish.lease:
+                wish.lease.release()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
         _record(wish, timings, drawn)
+        if drawn:
+            record_stages(wish, drawn, encoding=encoding, done=done)
         fresh = {
             sample.index: Picture(
                 file, sample.seed, sample.index, image.plan if image.shortened else None, image.shortened
@@ -156,7 +168,7 @@ class Studio:
         """The cache's key of each image by its index; none where nothing is cached. One hash serves all images."""
         if isinstance(self._cache, NoCache) or not all(sample.exact for sample in wish.samples):
             return {}
-        key = content_key(self._family, [replace(wish.samples[0], index=0)], output_format)
+        key = content_key(self._family(wish.model), [replace(wish.samples[0], index=0)], output_format)
         return {sample.index: f"{key}:{sample.index}" for sample in wish.samples}
 
     async def _known(self, wish: Wish, keys: dict[int, str]) -> dict[int, Picture]:

@@ -47,6 +47,8 @@ class Drawn:
     """The hops that were taken."""
     shortened: Hurry | None = None
     """Why that is not the plan that was asked for but one of its alternatives; None where it is."""
+    begun: float = 0.0
+    """When its first wave began, a time of perf_counter."""
 
     @property
     def evaluations(self) -> int:
@@ -78,6 +80,8 @@ class Ticket:
     start_by: float = inf
     """When its next wave has to begin for the promise to be kept; never before it began to wait for that wave."""
     device_seconds: float = 0.0
+    begun: float = 0.0
+    """When its first wave began."""
     shortened: Hurry | None = None
 
     @property

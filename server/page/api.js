@@ -14,13 +14,16 @@ export async function read(path) {
   return answer.json();
 }
 
+// The API key, where the server wants one; it is forgotten with the tab.
+export const key = {
+  get: () => sessionStorage.getItem("key") ?? "",
+  set: (value) => sessionStorage.setItem("key", value),
+};
+
 export async function generate(wish, signal) {
-  const answer = await fetch("/generate", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: body(wish),
-    signal,
-  });
+  const headers = { "Content-Type": "application/json" };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  const answer = await fetch("/generate", { method: "POST", headers, body: body(wish), signal });
   if (!answer.ok) throw await refusal(answer);
   return answer.json();
 }

@@ -1,6 +1,6 @@
 // The page: what is chosen, and what is shown of it.
 
-import { generate, read, Refused } from "/page/api.js";
+import { generate, key, read, Refused } from "/page/api.js";
 import { Dial } from "/page/dial.js";
 import { Plot, short } from "/page/plot.js";
 import { Strip } from "/page/strip.js";
@@ -35,6 +35,11 @@ async function start() {
   });
   $("seed").addEventListener("change", changed);
   $("draw-strip").addEventListener("click", drawStrip);
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key.set($("key").value.trim());
+    draw();
+  });
   draw();
 }
 
@@ -97,7 +102,7 @@ function request() {
 }
 
 function present(answer, seed) {
-  $("error").hidden = true;
+  $("error").hidden = $("key-form").hidden = true;
   const image = $("image"), source = `data:image/png;base64,${answer.data[0].b64_json}`;
   const steps = `${answer.steps_used} ${answer.steps_used === 1 ? "step" : "steps"}`;
   image.src = source;
@@ -138,6 +143,7 @@ function presentTimes(timings) {
 function complain(error) {
   $("error").textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
   $("error").hidden = false;
+  $("key-form").hidden = ![401, 403].includes(error.status);
 }
 
 async function drawStrip() {

@@ -21,12 +21,21 @@ WISH = {"prompt": "a red star on mint", "steps": 4, "seed": 7}
 class Desk:
     """A client of an app whose device is a fake; the result cache is off unless a test wants it."""
 
-    def __init__(self, family: Family, **settings: Any):
-        self.device = FakeDevice()
+    def __init__(self, *families: Family, **settings: Any):
+        self.devices: dict[str, FakeDevice] = {}
         self.stopped = threading.Event()
-        self.settings = Settings(family=family.folder, **{"cache_bytes": 0, **settings})
-        self.app = create_app(self.settings, family, self.device, stop=self.stopped.set)
+        folders = tuple(family.folder for family in families)
+        self.settings = Settings(family=folders, **{"cache_bytes": 0, **settings})
+        self.app = create_app(self.settings, families, self._make_device, stop=self.stopped.set)
         self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    @property
+    def device(self) -> FakeDevice:
+        """The device of the first family."""
+        return next(iter(self.devices.values()))
+
+    def _make_device(self, family: Family) -> FakeDevice:
+        return self.devices.setdefault(family.name, FakeDevice())
 
     def __enter__(self) -> "Desk":
         self.client.__enter__()
@@ -35,7 +44,8 @@ class Desk:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.device.gate.set()
+        for device in self.devices.values():
+            device.gate.set()
         self.client.__exit__(*exception)
 
     def ask(self, wish: Any = WISH, **headers: str) -> Any:

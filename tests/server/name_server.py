@@ -2,7 +2,6 @@
 
 Prompts with "ring" lose the device, prompts with "navy" make it hang."""
 
-import logging
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic_settings import CliApp
 
 from diffusion.family import open_family
+from server import journal
 from server.commands import run
 from server.failures import DeviceLost
 from server.samples import Turn, Underway
@@ -33,6 +33,6 @@ class FragileDevice(FakeDevice):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="INFO")
     settings = CliApp.run(Settings)
-    sys.exit(run(settings, open_family(settings.family), FragileDevice(seconds=0.02)))
+    journal.configure(settings.log_level, settings.log_format)
+    sys.exit(run(settings, [*map(open_family, settings.folders)], lambda _: FragileDevice(seconds=0.02)))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.processes import ServerProcess, serve_names
+from server.keys import add_key
+from tests.server.processes import ServerProcess, serve_names, serve_real
 from tests.server.tiny import LABELS, write_tiny_family
 from training.shapes import SCENES
 
@@ -238,6 +239,23 @@ def test_a_seed_longer_than_javascript_numbers_is_sent_digit_by_digit(page: Any)
 
 
 @pytest.mark.parametrize("window", ["desktop"], indirect=True)
+def test_the_page_asks_for_a_key_where_the_server_wants_one(window: Any, family_folder: Path, tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", "ann")
+    with serve_real(family_folder, "--keys-file", str(tmp_path / "keys.json")) as server:
+        window.goto(server.url)
+        expect(window.locator("#key")).to_be_visible()
+        expect(window.locator("#error")).to_contain_text("API key")
+        window.get_by_label("API key").fill("wrong")
+        window.get_by_role("button", name="Use it").click()
+        expect(window.locator("#error")).to_contain_text("not known")
+        window.get_by_label("API key").fill(secret)
+        window.get_by_role("button", name="Use it").click()
+        expect(window.locator("#image")).to_be_visible()
+        expect(window.locator("#key-form")).to_be_hidden()
+        assert all("401" in complaint for complaint in window.complaints)
+        window.complaints.clear()
+
+
 def test_the_strip_draws_the_same_seed_at_every_position(page: Any) -> None:
     shown = drawn(page)
     page.get_by_role("button", name="Draw all").click()

@@ -39,7 +39,7 @@ def alone(family: Family, steps: int, member: str) -> np.ndarray:
 
 def test_a_server_draws_every_count_with_the_one_network_and_says_so(family: Family, engine: Engine) -> None:
     stopped = threading.Event()
-    app = create_app(Settings(family=family.folder, max_wave=4), family, engine, stop=stopped.set)
+    app = create_app(Settings(family=family.folder, max_wave=4), [family], lambda _: engine, stop=stopped.set)
     with TestClient(app) as client:
         while client.get("/readyz").status_code == 503 and not stopped.is_set():
             pass

@@ -1,0 +1,189 @@
+"""The roster: the families that are served. To the scheduler it is one device, to the routes the dials of all."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakSet
+
+from diffusion.family import MANIFEST, Family, FamilyError, open_family
+from server import metrics
+from server.device import Device
+from server.dial import Dial, Lease, Wish
+from server.failures import FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory
+from server.pace import Timing
+from server.samples import Turn, Underway
+from server.schemas import GenerateRequest
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 0.2
+"""How often a family that is leaving is asked whether anybody still draws with it."""
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """A family on the roster."""
+
+    family: Family
+    dial: Dial
+    device: Device
+    state: Literal["loading", "ready", "leaving"]
+    """Only a ready one is chosen for new requests; whether the server draws at all, the scheduler knows."""
+    leases: WeakSet[Lease] = field(default_factory=WeakSet)
+    """Those of the wishes that are not answered yet."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the networks' weights in float32, in bytes."""
+        return weights_bytes(self.family)
+
+    def turn(self, request: GenerateRequest) -> Wish:
+        """Return what to draw, with a lease on the family. Raises what Dial.turn raises."""
+        return replace(self.dial.turn(request), lease=Lease(self.leases))
+
+
+def weights_bytes(family: Family) -> int:
+    """Return the size of all networks of a family in float32, in bytes."""
+    return 4 * sum(member.parameters for member in family.manifest.members)
+
+
+class Roster:
+    """Families by name, the default one first. All changes are made on the event loop, by `load` and `unload`."""
+
+    def __init__(
+        self,
+        make_dial: Callable[[Family], Dial],
+        make_device: Callable[[Family], Device],
+        measure: Callable[[Served, Iterable[Timing]], Awaitable[None]],
+        *,
+        memory_bytes: int | None = None,
+        root: Path | None = None,
+    ):
+        """measure takes in how fast a family is that is loaded later. root holds the families that may be."""
+        self._make_dial, self._make_device, self._measure = make_dial, make_device, measure
+        self._memory_bytes, self._root = memory_bytes, root
+        self._served: dict[str, Served] = {}
+
+    def add(self, family: Family) -> None:
+        """Serve a family from the start. Raises FamilyConflict, MemoryExceeded."""
+        self._admit(family, "ready")
+        _tell(family)
+
+    def __iter__(self) -> Iterator[Served]:
+        """Iterate over all families, those that come or go too."""
+        return iter(self._served.values())
+
+    @property
+    def ready(self) -> list[Served]:
+        """The families that requests may choose, the default one first."""
+        return [served for served in self if served.state == "ready"]
+
+    def find(self, model: str | None) -> Served:
+        """Return the family of that name, or the default one. Raises ModelUnknown."""
+        for served in self.ready:
+            if model in (None, served.family.name):
+                return served
+        names = ", ".join(repr(served.family.name) for served in self.ready)
+        raise ModelUnknown(f"no model of that name is served; served is {names}")
+
+    def family(self, name: str) -> Family:
+        """Return a family that wishes are drawn with, whether new requests may choose it or not."""
+        return self._served[name].family
+
+    def label(self, request: GenerateRequest) -> str:
+        """Return the metrics' label of a request, as Dial.label does; "none" for a model that is not served."""
+        try:
+            return self.find(request.model).dial.label(request)
+        except ModelUnknown:
+            return "none"
+
+    def prepare(self) -> list[Timing]:
+        """Prepare the families of the start, on the device thread. Raises what their devices raise."""
+        return [timing for served in list(self) for timing in _prepare(served)]
+
+    def wave(self, turns: Sequence[Turn]) -> Sequence[Any] | Underway:
+        """Take one evaluation of each turn, all of one need, on the device of their family."""
+        return self._served[turns[0].sample.family].device.wave(turns)
+
+    async def load(self, folder: str) -> Served:
+        """Load the family in that folder of the root, and return once it is ready.
+
+        It is prepared beside the device thread, so that waves go on meanwhile. Raises FieldRefused for a folder without
+        a family or with one that must not be served, FamilyConflict, MemoryExceeded.
+        """
+        if self._root is None or not (self._root / folder / MANIFEST).is_file():
+            raise FieldRefused("folder", "there is no family of that name in the folder that --families names")
+        try:
+            family = await asyncio.to_thread(open_family, self._root / folder)
+            served = self._admit(family, "loading")
+            try:
+                await self._measure(served, await asyncio.to_thread(_prepare, served))
+            except BaseException:
+                del self._served[family.name]
+                raise
+        except FamilyError as error:
+            raise FieldRefused("folder", str(error)) from error
+        except OutOfMemory as error:
+            raise MemoryExceeded("the device has no room for the family's networks beside the others") from error
+        served.state = "ready"
+        _tell(family)
+        return served
+
+    async def unload(self, name: str) -> None:
+        """Choose the family for no new request, wait until everybody who chose it has an answer, and let it go.
+
+        Raises ModelUnknown, FamilyConflict.
+        """
+        served = self._served.get(name)
+        if served is None:
+            raise ModelUnknown("no family of that name is loaded")
+        if served.state != "ready":
+            raise FamilyConflict(f"family {name!r} is {served.state}")
+        if len(self.ready) == 1:
+            raise FamilyConflict(f"family {name!r} is the only one that is served")
+        served.state = "leaving"
+        while served.leases:
+            await asyncio.sleep(DRAIN_SECONDS)
+            gc.collect()  # a wish that was refused before it was drawn may be held by its traceback, in a cycle
+        del self._served[name]
+        _forget(served.family)
+        log.info("family %s is unloaded", name)
+
+    def _admit(self, family: Family, state: Literal["loading", "ready"]) -> Served:
+        if family.name in self._served:
+            raise FamilyConflict(f"there is a family {family.name!r} already; it is {self._served[family.name].state}")
+        size, used = weights_bytes(family), sum(served.memory_bytes for served in self)
+        if self._memory_bytes is not None and used + size > self._memory_bytes:
+            raise MemoryExceeded(
+                f"the networks of family {family.name!r} take {size} bytes; "
+                f"{self._memory_bytes} are allowed for all families and {used} are taken"
+            )
+        served = Served(family, self._make_dial(family), self._make_device(family), state)
+        self._served[family.name] = served
+        return served
+
+
+def _prepare(served: Served) -> list[Timing]:
+    return [timing._replace(family=served.family.name) for timing in served.device.prepare()]
+
+
+def _tell(family: Family) -> None:
+    for member in family.manifest.members:
+        metrics.STUDENT_INFO.labels(family.name, member.name, member.weights.sha256).set(1)
+    if family.frontier is None:
+        return
+    for position in filter(None, map(family.measured, family.positions.values())):
+        for metric in ("frechet", "agreement", "agreement_held_out"):
+            measure = getattr(position, metric)
+            if measure is not None:
+                labels = family.name, str(position.steps), metric, family.frontier.reference
+                metrics.STUDENT_QUALITY.labels(*labels).set(measure.mean)
+
+
+def _forget(family: Family) -> None:
+    for gauge in (metrics.STUDENT_INFO, metrics.STUDENT_QUALITY):
+        gauge.remove_by_labels({"model": family.name})
