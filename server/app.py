@@ -75,7 +75,10 @@ def create_app(
 
     redis = connect(settings.redis_url) if settings.redis_url else None
     keyring = Keyring(settings.keys_file) if settings.keys_file else None
-    roster = Roster(make_dial, make_device, measure, memory_bytes=settings.memory_bytes, root=settings.families)
+    jobs = _job_store(settings, redis)
+    roster = Roster(
+        make_dial, make_device, measure, jobs.needs, memory_bytes=settings.memory_bytes, root=settings.families
+    )
     scheduler = Scheduler(
         roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
     )
@@ -88,7 +91,6 @@ def create_app(
     for family in families:
         roster.add(family)
     backstage = Backstage(settings, roster, scheduler, keyring) if settings.admin_port is not None else None
-    jobs = _job_store(settings, redis)
     feeder = Feeder(
         jobs,
         roster,

@@ -231,7 +231,7 @@ class Feeder:
         """Draw; a queue that is full just now is waited for."""
         request = GenerateRequest.model_validate(hand.job.accepted.request)
         while True:
-            wish = self._roster.find(request.model).turn(request)
+            wish = self._roster.keep_to(hand.job.accepted.model).turn(request)
             try:
                 pictures, timings = await self._studio.make(wish, request.output_format, progress=hand.hops.__setitem__)
             except (Overloaded, NotReady):

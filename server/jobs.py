@@ -141,6 +141,9 @@ class JobStore(Protocol):
     async def cancel(self, job_id: str) -> Job | None:
         """End the job if it has not ended, and return it."""
 
+    def needs(self, model: str) -> bool:
+        """Return whether a job that only this server can draw needs the family."""
+
     async def backlog(self) -> int:
         """Return how many jobs have not ended."""
 

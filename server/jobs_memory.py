@@ -83,6 +83,11 @@ class MemoryJobs:
         self._end(job_id, "cancelled", Outcome(), ())
         return await self.find(job_id)
 
+    def needs(self, model: str) -> bool:
+        """As JobStore says."""
+        open_jobs = (record.job for record in self._records.values() if record.job.state not in ENDED)
+        return any(job.accepted.model == model for job in open_jobs)
+
     async def backlog(self) -> int:
         """As JobStore says."""
         return len(self._records) - len(self._ended)

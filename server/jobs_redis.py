@@ -81,6 +81,10 @@ class RedisJobs:
         await self._run("CANCEL", [JOBS, WAITING, JOB + job_id], [job_id, time.time(), self._result_ms])
         return await self.find(job_id)
 
+    def needs(self, model: str) -> bool:
+        """As JobStore says: every replica can draw every job whose family it has."""
+        return False
+
     async def backlog(self) -> int:
         """As JobStore says."""
         return await self._reach(self._client.xlen(JOBS))

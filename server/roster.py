@@ -59,12 +59,15 @@ class Roster:
         make_dial: Callable[[Family], Dial],
         make_device: Callable[[Family], Device],
         measure: Callable[[Served, Iterable[Timing]], Awaitable[None]],
+        is_needed: Callable[[str], bool] = lambda name: False,
         *,
         memory_bytes: int | None = None,
         root: Path | None = None,
     ):
-        """measure takes in how fast a family is that is loaded later. root holds the families that may be."""
+        """measure takes in how fast a family is that is loaded later; root holds the families that may be. is_needed
+        says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
         self._make_dial, self._make_device, self._measure = make_dial, make_device, measure
+        self._is_needed = is_needed
         self._memory_bytes, self._root = memory_bytes, root
         self._served: dict[str, Served] = {}
 
@@ -89,6 +92,13 @@ class Roster:
                 return served
         names = ", ".join(repr(served.family.name) for served in self.ready)
         raise ModelUnknown(f"no model of that name is served; served is {names}")
+
+    def keep_to(self, name: str) -> Served:
+        """Return the family that accepted work is of, though it may be leaving. Raises ModelUnknown where it has left."""
+        served = self._served.get(name)
+        if served is None or served.state == "loading":
+            raise ModelUnknown(f"the family {name!r} of this work is not served any more")
+        return served
 
     def family(self, name: str) -> Family:
         """Return a family that wishes are drawn with, whether new requests may choose it or not."""
@@ -146,7 +156,7 @@ class Roster:
         if len(self.ready) == 1:
             raise FamilyConflict(f"family {name!r} is the only one that is served")
         served.state = "leaving"
-        while served.leases:
+        while served.leases or self._is_needed(name):
             await asyncio.sleep(DRAIN_SECONDS)
             gc.collect()  # a wish that was refused before it was drawn may be held by its traceback, in a cycle
         del self._served[name]

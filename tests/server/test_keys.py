@@ -85,8 +85,10 @@ def test_every_route_wants_a_key_unless_it_is_named_as_open(family: Family, file
         assert {"/generate", "/admin/families", "/admin/families/{name}"} <= guarded
         for path in guarded:
             for method in paths[path]:
-                problem(desk.client.request(method, path.replace("{", "").replace("}", ""), content=b"{}"), 401)
-        problem(desk.client.post("/v1/images/generations"), 401)
+                answer = desk.client.request(method, path.replace("{", "").replace("}", ""), content=b"{}")
+                assert answer.status_code == 401, path
+        foreign = desk.client.post("/v1/images/generations")
+        assert foreign.status_code == 401 and foreign.json()["error"]["type"] == "authentication_error"
         problem(desk.client.get("/nowhere"), 401)
 
 

@@ -139,6 +139,22 @@ def test_a_family_that_leaves_finishes_what_it_accepted_and_takes_nothing_new(
         assert states(desk) == {"words": "ready"}
 
 
+def test_jobs_that_were_accepted_are_drawn_before_their_family_leaves(
+    words: Family, labels: Family, keeper: Callable[..., Desk]
+) -> None:
+    with keeper(words, labels, max_wave=1) as desk, ThreadPoolExecutor(1) as crowd:
+        device = desk.devices["labels"]
+        device.gate.clear()
+        wish = {"model": "labels", "label": 1, "steps": 2}
+        jobs = [desk.client.post("/jobs", json=wish | {"seed": seed}).json()["id"] for seed in range(5)]
+        leaving = crowd.submit(desk.client.delete, "/admin/families/labels")
+        wait_until(lambda: states(desk)["labels"] == "leaving")
+        problem(desk.client.post("/jobs", json=wish), 404)
+        device.gate.set()
+        assert leaving.result().status_code == 204
+        assert {desk.client.get(f"/jobs/{job}").json()["state"] for job in jobs} == {"done"}
+
+
 def test_a_failed_or_a_cancelled_request_does_not_keep_its_family(
     words: Family, labels: Family, keeper: Callable[..., Desk]
 ) -> None:
