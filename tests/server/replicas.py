@@ -36,7 +36,8 @@ def serve(settings: dict[str, Any], wave_seconds: float) -> None:
             return super().wave(turns)
 
     found = Settings.model_validate(settings)
-    raise SystemExit(run(found, open_family(found.family), MortalDevice(seconds=wave_seconds)))
+    families = [open_family(folder) for folder in found.folders]
+    raise SystemExit(run(found, families, lambda family: MortalDevice(seconds=wave_seconds)))
 
 
 class Replica:
@@ -45,7 +46,7 @@ class Replica:
     def __init__(self, folder: Path, redis_url: str, *, wave_seconds: float = 0.01, **settings: Any):
         port = free_port()
         self._client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-        chosen = {"family": folder, "redis_url": redis_url, "port": port, "cache_bytes": 0, "log_level": "error"}
+        chosen = {"family": (folder,), "redis_url": redis_url, "port": port, "cache_bytes": 0, "log_level": "error"}
         self.process = FORKS.Process(target=serve, args=(chosen | settings, wave_seconds), daemon=True)
         self.process.start()
 
