@@ -168,7 +168,8 @@ class Studio:
         """The cache's key of each image by its index; none where nothing is cached. One hash serves all images."""
         if isinstance(self._cache, NoCache) or not all(sample.exact for sample in wish.samples):
             return {}
-        key = content_key(self._family(wish.model), [replace(wish.samples[0], index=0)], output_format)
+        ended_by_plan = replace(wish.samples[0], index=0, alternatives=())  # others are not kept
+        key = content_key(self._family(wish.model), [ended_by_plan], output_format)
         return {sample.index: f"{key}:{sample.index}" for sample in wish.samples}
 
     async def _known(self, wish: Wish, keys: dict[int, str]) -> dict[int, Picture]:

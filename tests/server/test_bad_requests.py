@@ -87,7 +87,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-fields = st.sampled_from([*GenerateRequest.model_fields, "deadline_ms", "plan", "x"])
+fields = st.sampled_from([*GenerateRequest.model_fields, "x"])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,7 +97,8 @@ def test_whatever_is_in_the_fields_the_answer_is_an_image_or_a_problem_that_is_t
 ) -> None:
     answer = desk.ask(json.dumps(WISH | change))
     if answer.status_code != 200:
-        assert answer.status_code in (404, 422)
+        late = (429, 504) if "deadline_ms" in change else ()
+        assert answer.status_code in (404, 422, *late)
         problem(answer, answer.status_code)
 
 

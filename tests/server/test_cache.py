@@ -9,6 +9,7 @@ from diffusion.family import Family
 from server.cache import ENTRY_BYTES, MemoryCache
 from tests.server.desk import WISH, Desk, value
 from tests.server.redis_server import RedisServer
+from tests.server.test_deadlines import searched
 
 CACHE = 10**6
 """Bytes."""
@@ -58,6 +59,15 @@ def test_whatever_changes_the_bytes_is_a_miss(desk: Desk) -> None:
         assert "x-cache" not in desk.ask(WISH | other).headers
     desk.ask(WISH | {"steps": 32})
     assert "x-cache" not in desk.ask(WISH | {"steps": 32, "guidance": 2.0}).headers
+
+
+def test_an_image_that_may_end_sooner_is_kept_where_it_did_not(family: Family) -> None:
+    with Desk(searched(family), cache_bytes=CACHE) as desk:
+        first = desk.ask(WISH | {"allow_degrade": True})
+        assert first.status_code == 200 and first.json()["steps_used"] == 4
+        for wish in (WISH, WISH | {"allow_degrade": True}):
+            again = desk.ask(wish)
+            assert again.headers["x-cache"] == "hit" and again.json()["data"] == first.json()["data"]
 
 
 def test_fast_images_and_a_cache_that_is_turned_off_are_bypassed(desk: Desk, family: Family) -> None:
