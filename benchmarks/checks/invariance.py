@@ -19,11 +19,11 @@ CLIENTS = 12
 
 
 async def invariance(settings: CheckSettings) -> Findings:
-    """Draw samples one by one on one server; on a fresh one, whose caches are empty, draw them again among others."""
-    async with host(settings.family) as server:
+    """Draw samples one by one on one server; on a fresh one, draw them again and again among others. No cache helps."""
+    async with host(settings.family, "--cache-bytes", "0") as server:
         wishes = _wishes(server)
         alone = [await _draw(server, wish) for wish in wishes]
-    async with host(settings.family) as server:
+    async with host(settings.family, "--cache-bytes", "0") as server:
         extent = Extent(warmup_seconds=0.0, seconds=settings.seconds)
         crowd = asyncio.create_task(
             closed_loop(server.client, server.wishes(CROWD, seed=9), CLIENTS, extent, unwatched)

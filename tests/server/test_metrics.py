@@ -10,8 +10,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,7 +28,9 @@ Traffic = Callable[[ServerProcess], None]
 """Does something to a server, and returns when it is over."""
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """(name, labels) -> value."""
-WISH = {"prompt": "a red star on mint", "seed": 1}
+WISH = {"prompt": "a red star on mint"}
+EARLY_BROWNOUT = ["--brownout-high-seconds", "0.2", "--brownout-low-seconds", "0.1"]
+CACHED = ["--cache-bytes", "1000000"]
 
 
 def start(server: ServerProcess) -> None:
@@ -40,16 +44,23 @@ def three_images(server: ServerProcess) -> None:
 
 def a_full_queue(server: ServerProcess) -> None:
     """Fill the queue to the brim, be refused, and leave."""
+    with asking(server, steps=128, n=16), asking(server, steps=128, n=16):
+        wait_until(lambda: server.metric("stepdial_pending_evaluations") > 3000)
+        assert server.ask(**WISH, steps=512, n=8).status_code == 503
+    wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
+
+
+@contextmanager
+def asking(server: ServerProcess, **wish: int) -> Iterator[None]:
+    """Ask, and hang up at the end of the block."""
     host, port = server.url.removeprefix("http://").split(":")
-    body = json.dumps(WISH | {"steps": 256, "n": 16}).encode()
+    body = json.dumps(WISH | wish).encode()
     head = (
         f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
-        wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
-        assert server.ask(**WISH, steps=512, n=8).status_code == 503
-    wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
+        yield
 
 
 def a_deadline(server: ServerProcess) -> None:
@@ -66,12 +77,32 @@ def a_brownout(server: ServerProcess) -> None:
         assert long.result().json()["steps_used"] == 385
 
 
+def a_job(server: ServerProcess) -> None:
+    """Have a job begun that takes five seconds, and take it back."""
+    job = httpx2.post(server.url + "/jobs", json=WISH | {"steps": 256})
+    assert job.status_code == 202
+    wait_until(lambda: server.metric("stepdial_jobs_running") > 0 and server.metric("stepdial_jobs_backlog") > 0)
+    assert httpx2.delete(server.url + job.headers["location"]).is_success
+    wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
+
+
+def an_image_to_keep(server: ServerProcess) -> None:
+    """Have an image drawn by a server that has a result cache."""
+    assert server.ask(**WISH, steps=1).status_code == 200
+
+
+def a_limit_that_redis_does_not_know(server: ServerProcess) -> None:
+    """Be drawn for without a rate limit, since nobody can say what is left of it."""
+    assert server.ask(**WISH, steps=1).status_code == 200
+
+
 MOVED_BY: dict[str, Traffic] = {
     "requests_total": three_images,
     "request_duration_seconds": three_images,
     "stage_duration_seconds": three_images,
     "images_total": three_images,
     "rejected_total": a_full_queue,
+    "limit_errors_total": a_limit_that_redis_does_not_know,
     "deadlines_total": a_deadline,
     "degraded_total": a_brownout,
     "brownout_level": a_brownout,
@@ -86,6 +117,13 @@ MOVED_BY: dict[str, Traffic] = {
     "num_samples_running": a_full_queue,
     "pending_evaluations": a_full_queue,
     "pending_evaluations_limit": start,
+    "jobs_total": a_job,
+    "jobs_begun_total": a_job,
+    "jobs_backlog": a_job,
+    "jobs_running": a_job,
+    "jobs_reachable": start,
+    "cache_requests_total": an_image_to_keep,
+    "cache_bytes": an_image_to_keep,
     "backlog_seconds": a_full_queue,
     "ready": start,
     "build_info": start,
@@ -152,7 +190,7 @@ def movers(server: ServerProcess, traffic: Traffic) -> set[str]:
 
 @pytest.fixture(scope="module")
 def slow_server(family_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that takes 20 ms a wave, browns out early, and may end an image of 512 steps on a student."""
+    """A server that takes 20 ms a wave, browns out early, has a result cache, and may end an image of 512 steps on a student."""
     folder = shutil.copytree(family_folder, tmp_path_factory.mktemp("rescued") / "tiny")
     family = open_family(folder)
     assert family.frontier
@@ -163,16 +201,27 @@ def slow_server(family_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         measured=first.measured,
     )  # fmt: skip
     write_json(folder, FRONTIER, family.frontier.model_copy(update={"rescues": (rescue,)}))
-    with serve_names(folder, ["--brownout-high-seconds", "0.2", "--brownout-low-seconds", "0.1"]) as server:
+    with serve_names(folder, [*EARLY_BROWNOUT, *CACHED]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def moved(real_server: ServerProcess, slow_server: ServerProcess) -> dict[Traffic, set[str]]:
+def cut_off_server(family_folder: Path) -> Iterator[ServerProcess]:
+    """A server with a rate limit whose Redis is not there."""
+    limited = ["--redis-url", "redis://127.0.0.1:9/0", "--evaluations-per-minute", "1000"]
+    with serve_names(family_folder, limited) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def moved(
+    real_server: ServerProcess, slow_server: ServerProcess, cut_off_server: ServerProcess
+) -> dict[Traffic, set[str]]:
     """Traffic -> the metrics that it moved on a real server; a start moves what is not 0 any more."""
-    quick = set(MOVED_BY.values()) - {start, a_brownout}
-    found = {traffic: movers(real_server, traffic) for traffic in quick}
-    found[a_brownout] = movers(slow_server, a_brownout)
+    where = {traffic: slow_server for traffic in (a_job, a_brownout, an_image_to_keep)}
+    where[a_limit_that_redis_does_not_know] = cut_off_server
+    traffics = [traffic for traffic in dict.fromkeys(MOVED_BY.values()) if traffic is not start]
+    found = {traffic: movers(where.get(traffic, real_server), traffic) for traffic in traffics}
     nonzero = {name for name, series in scrape(real_server).items() if any(series.values())}
     return found | {start: nonzero}
 
