@@ -175,7 +175,7 @@ def movers(server: ServerProcess, traffic: Traffic) -> set[str]:
     def watch() -> None:
         while not over.is_set():
             scrapes.append(scrape(server))
-            over.wait(0.05)
+            over.wait(0.1)
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
