@@ -31,6 +31,18 @@ DESCRIPTIONS = {
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
 
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""The content of an answer that is server-sent events."""
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of these error statuses."""
     return {status: _problem(status) for status in statuses}

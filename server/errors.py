@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from server import metrics
 from server.failures import (
@@ -202,7 +203,18 @@ def _blame(item: dict[str, Any]) -> tuple[str, str]:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_problem(error)
+    response = http_problem(error)
+    if error.status_code == 405:  # the framework names the methods of the first route of a path, not of all
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the routes of this path know."""
+    routers = [request.app.router, *(getattr(route, "original_router", None) for route in request.app.routes)]
+    routes = (route for router in routers if router for route in router.routes)
+    known = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return set().union(*(getattr(route, "methods", None) or () for route in known))
 
 
 def http_problem(error: HTTPException) -> Response:

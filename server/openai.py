@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from diffusion.family import Family
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
-from server.contract import described
+from server.contract import EVENTS, described
 from server.dial import Wish
 from server.errors import logged_problem
 from server.events import Events, event, event_stream
@@ -51,7 +51,7 @@ def openai_routes(roster: Roster, studio: Studio) -> APIRouter:
         response_model=ImagesResponse,
         responses={
             200: {
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": EVENTS,
                 "headers": described(ACCOUNT_HEADERS),
             },
             **errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from diffusion.frontier import Frontier
 from server.accept import RAW_TYPES, wanted_answer
 from server.account import ACCOUNT_HEADERS, account_headers, account_of
-from server.contract import described, problems
+from server.contract import EVENTS, described, problems
 from server.etags import entity_tag, tag_headers, unchanged
 from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
@@ -150,7 +150,7 @@ GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images; raw bytes of one, or events, where Accept, response_format or stream ask for them",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES}
-        | {"text/event-stream": {"schema": {"type": "string"}}},
+        | EVENTS,
         "headers": described(RAW_HEADERS | {"ETag": "Names the answer where the seed was given"}),
     },
     304: {"description": "If-None-Match names the answer; nothing was drawn"},
