@@ -22,8 +22,8 @@ def account_of(wish: Wish, pictures: Sequence[Picture], timings: Timings) -> Acc
     )
 
 
-def account_headers(account: Account) -> dict[str, str]:
-    """Return the account as headers."""
+def account_headers(account: Account, pictures: Sequence[Picture]) -> dict[str, str]:
+    """Return the account as headers, and whether these pictures were all there already."""
     headers = {
         "X-Steps-Used": str(account.steps_used),
         "X-Student": account.student,
@@ -33,6 +33,8 @@ def account_headers(account: Account) -> dict[str, str]:
         headers["X-Degrade-Reason"] = account.degrade_reason
     if account.deadline_met is not None:
         headers["X-Deadline-Met"] = str(account.deadline_met).lower()
+    if all(picture.cached for picture in pictures):
+        headers["X-Cache"] = "hit"
     return headers
 
 
@@ -42,5 +44,6 @@ ACCOUNT_HEADERS = {
     "X-Degraded": "Whether fewer steps were used than asked for",
     "X-Degrade-Reason": "Why, where they were: brownout, deadline or queue",
     "X-Deadline-Met": "Whether the images were ready in time, where there was a deadline",
+    "X-Cache": "hit where all images came out of the result cache; they are the bytes that drawing gives",
 }
 """What each header says."""

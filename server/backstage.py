@@ -13,10 +13,7 @@ from starlette.exceptions import HTTPException
 
 from server import contract, errors
 from server.admin import admin_routes
-from server.bodies import BodyLimit
-from server.gate import Gate
-from server.headers import SecurityHeaders
-from server.journal import Journal
+from server.guards import guard
 from server.keys import Keyring
 from server.limits import Buckets
 from server.roster import Roster
@@ -49,12 +46,7 @@ class Backstage:
         self._app.include_router(metrics_routes(scheduler))
         if private or keyring:
             self._app.include_router(admin_routes(roster))
-        self._app.add_middleware(
-            Gate, keyring=None if private else keyring, limit=None, ledger=Buckets(), burst_seconds=60
-        )
-        self._app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.receive_timeout_seconds)
-        self._app.add_middleware(SecurityHeaders)
-        self._app.add_middleware(Journal)
+        guard(self._app, settings, keyring=None if private else keyring, limit=None, ledger=Buckets())
         self._log_level = settings.log_level
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port or 0), family=family)

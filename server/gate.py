@@ -1,7 +1,9 @@
 """The gate: who is asking, whether they may, and how much they may ask for. It stands before everything that draws."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
@@ -12,7 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import metrics
 from server.dial import Wish
 from server.errors import answer_for, failure_response
-from server.failures import KeyRefused, RateLimited, ScopeMissing
+from server.failures import (
+    DeviceLost,
+    JobsFull,
+    JobsUnavailable,
+    KeyRefused,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    ScopeMissing,
+)
 from server.journal import note
 from server.keys import Key, Keyring
 from server.keys import Scope as KeyScope
@@ -20,6 +31,8 @@ from server.limits import Allowance, Limit
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/metrics", "/models", "/frontier", "/openapi.json"})
 """Paths that need no key, besides the page's files: what a new route needs is a key, unless it is named here."""
+TURNED_AWAY = (Overloaded, NotReady, DeviceLost, JobsFull, JobsUnavailable)
+"""Failures that are no fault of the caller's, each a 503."""
 PAGE = "/page/"
 ADMIN = "/admin/"
 
@@ -29,6 +42,9 @@ class Ledger(Protocol):
 
     async def take(self, client: str, limit: Limit, evaluations: int) -> Allowance:
         """Take evaluations out of the client's bucket, if they are there."""
+
+    async def give_back(self, client: str, limit: Limit, evaluations: int) -> None:
+        """Put evaluations back that the client took and the server did not draw."""
 
 
 @dataclass(slots=True)
@@ -44,16 +60,28 @@ class Caller:
     """What was left after the last charge."""
 
 
-async def charge(request: Request, wish: Wish) -> None:
-    """Charge the caller for a wish before it is drawn, and tell the journal of it. Raises RateLimited."""
+@asynccontextmanager
+async def charged(request: Request, wish: Wish) -> AsyncIterator[None]:
+    """Charge the caller for a wish that is drawn in the block, and tell the journal of it. Raises RateLimited.
+
+    What the server turns away all the same is not charged: who comes back when Retry-After says is not refused for that.
+    """
     note(request, model=wish.model, steps=wish.steps)
     caller: Caller = request.scope["caller"]
     if caller.limit is None:
+        yield
         return
     evaluations = sum(sample.evaluations for sample in wish.samples)
     caller.allowance = allowance = await caller.ledger.take(caller.name, caller.limit, evaluations)
     if allowance.wait_seconds:
         raise RateLimited(evaluations, allowance.limit.evaluations_per_minute, allowance.wait_seconds)
+    try:
+        yield
+    except TURNED_AWAY:
+        await caller.ledger.give_back(caller.name, caller.limit, evaluations)
+        full = max(0.0, allowance.full_seconds - evaluations * caller.limit.interval)
+        caller.allowance = replace(allowance, full_seconds=full)
+        raise
 
 
 class Gate:
@@ -117,6 +145,8 @@ def _address(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return host
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # all of IPv4 would be one network
+        return str(address.ipv4_mapped)
     return f"{IPv6Address(int(address) >> 64 << 64)}/64" if address.version == 6 else host
 
 

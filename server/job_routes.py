@@ -15,9 +15,9 @@ from server.contract import problems
 from server.errors import answer_for, problem_of
 from server.failures import JobImageMissing, JobsFull, JobsUnavailable, JobUnknown, KeyReused, NotReady
 from server.feeder import Feeder
-from server.gate import charge
+from server.gate import charged
 from server.images import Format
-from server.jobs import ENDED, Job, JobState, JobStore, accept, patient
+from server.jobs import ENDED, Accepted, Job, JobState, JobStore, accept, fingerprint, patient
 from server.roster import Roster
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest, Problem, Timings
@@ -120,27 +120,32 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
         return await _show(job, store)
 
     async def _add(body: GenerateRequest, request: Request, key: str | None) -> Job:
-        wish = roster.find(body.model).dial.turn(patient(body))
-        accepted = accept(body, wish)
-        await charge(request, wish)
+        job = await store.named(key) if key else None
+        if job is None:  # a repetition is not drawn, so it is neither charged nor refused for what has changed since
+            wish = roster.find(body.model).dial.turn(patient(body))
+            async with charged(request, wish):
+                job = await _queue(accept(body, wish), key)
+        if job.accepted.fingerprint != fingerprint(body):
+            raise KeyReused("this idempotency key stands for a job whose body was another")
+        return job
+
+    async def _queue(accepted: Accepted, key: str | None) -> Job:
         if feeder.closing:
             raise NotReady("this server is ending")
         job = await store.add(accepted, key)
         if job is None:
             raise JobsFull(scheduler.backlog_seconds)
-        if job.accepted.fingerprint != accepted.fingerprint:
-            raise KeyReused("this idempotency key stands for a job whose body was another")
         if job.id == accepted.id:
             metrics.JOBS.labels("accepted").inc()
             feeder.wake()
         return job
 
-    @router.get("/{job_id}", summary="How a job is", responses=problems(404, 422, 503))
+    @router.get("/{job_id}", summary="How a job is", responses=problems(401, 403, 404, 422, 503))
     async def get(job: Known) -> JobInfo:
         """Tell state, position and progress; small results are in the answer."""
         return await _show(job, store)
 
-    @router.delete("/{job_id}", summary="Cancel a job", responses=problems(404, 422, 503))
+    @router.delete("/{job_id}", summary="Cancel a job", responses=problems(401, 403, 404, 422, 503))
     async def delete(job: Known) -> JobInfo:
         """Cancel the job if it has not ended; its evaluations stop within a second on whichever replica has it."""
         after = _known(await store.cancel(job.id))
@@ -165,7 +170,7 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
         "/{job_id}/events",
         summary="A job's changes as server-sent events",
         response_class=EventSourceResponse,
-        responses=problems(404, 422, 503),
+        responses=problems(401, 403, 404, 422, 503),
     )
     async def events(job: Known) -> AsyncIterator[ServerSentEvent]:
         """Send the job, named by its state, now and whenever it has changed, until it ends; images only as URLs."""
@@ -234,7 +239,7 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": LOCATION,
     },
     202: {"description": "The job, accepted now or earlier under this key", "headers": LOCATION},
-    **problems(400, 404, 409, 413, 415, 422, 429, 500, 503),
+    **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
 }
 IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -243,5 +248,5 @@ IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
             f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")
         },
     },
-    **problems(404, 422, 503),
+    **problems(401, 403, 404, 422, 503),
 }

@@ -95,6 +95,11 @@ def patient(body: GenerateRequest) -> GenerateRequest:
     return body.model_copy(update={"allow_degrade": False})
 
 
+def fingerprint(body: GenerateRequest) -> str:
+    """Return what tells whether two bodies are the same."""
+    return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+
+
 def accept(body: GenerateRequest, wish: Wish) -> Accepted:
     """Return the job of a patient request that the dial understands as this wish, with all that is left open filled in."""
     chosen = wish.steps_requested == "auto"
@@ -111,7 +116,7 @@ def accept(body: GenerateRequest, wish: Wish) -> Accepted:
         id=f"job_{secrets.token_hex(16)}",
         created=time.time(),
         request=filled.model_dump(mode="json", exclude_unset=True, exclude_none=True),
-        fingerprint=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+        fingerprint=fingerprint(body),
         model=wish.model,
         student=wish.student,
         steps_requested=wish.steps_requested,
@@ -131,6 +136,9 @@ class JobStore(Protocol):
 
     async def add(self, accepted: Accepted, key: str | None) -> Job | None:
         """Queue a job; return it, or the job that the idempotency key already stands for, or None: the queue is full."""
+
+    async def named(self, key: str) -> Job | None:
+        """Return the job that the idempotency key stands for; None when it stands for none."""
 
     async def find(self, job_id: str) -> Job | None:
         """Return the job; None when it is not known, or no longer."""

@@ -61,6 +61,11 @@ class MemoryJobs:
         heapq.heappush(self._waiting, (record.order, accepted.id))
         return await self.find(accepted.id)
 
+    async def named(self, key: str) -> Job | None:
+        """As JobStore says."""
+        self._expire()
+        return await self.find(self._keys[key]) if key in self._keys else None
+
     async def find(self, job_id: str) -> Job | None:
         """As JobStore says."""
         self._expire()

@@ -46,12 +46,17 @@ class RedisJobs:
 
     async def add(self, accepted: Accepted, key: str | None) -> Job | None:
         """As JobStore says."""
-        name = scripts.PREFIX + "key:" + hashlib.sha256(key.encode()).hexdigest() if key else ""
+        name = _name(key) if key else ""
         found = await self._run(
             "ADD",
             [JOBS, WAITING, ORDERS, JOB + accepted.id],
             [accepted.id, accepted.model_dump_json(), self._max_jobs, JOB, name],
         )
+        return await self.find(found.decode()) if found else None
+
+    async def named(self, key: str) -> Job | None:
+        """As JobStore says."""
+        found = await self._reach(self._client.get(_name(key)))
         return await self.find(found.decode()) if found else None
 
     async def find(self, job_id: str) -> Job | None:
@@ -160,6 +165,10 @@ class RedisJobs:
 
 class GroupMissing(JobsUnavailable):
     """The stream has no consumer group: Redis is new or was emptied."""
+
+
+def _name(key: str) -> str:
+    return f"{scripts.PREFIX}key:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _image(job_id: str, index: int) -> str:

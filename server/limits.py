@@ -72,3 +72,8 @@ class Buckets:
         while len(self._full_at) > MAX_CLIENTS:
             self._full_at.popitem(last=False)
         return allowance
+
+    async def give_back(self, client: str, limit: Limit, evaluations: int) -> None:
+        """Put evaluations back that the client took and the server did not draw."""
+        if client in self._full_at:
+            self._full_at[client] -= evaluations * limit.interval

@@ -27,6 +27,15 @@ return {'0', tostring(after)}
 """`limits.grant` by Redis's own clock, in one step: a key holds when the client's bucket will be full, and no longer."""
 
 
+GIVE_BACK = """
+local full_at, seconds = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
+local clock = redis.call('TIME')
+local left = full_at - seconds - (clock[1] + clock[2] / 1e6)
+if left <= 0 then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], string.format('%.6f', full_at - seconds), 'PX', math.ceil(left * 1000))
+"""
+"""The bucket is full so many seconds sooner."""
+
 PATIENCE_SECONDS = 0.25
 """Longest that a request waits for Redis's word."""
 REST_SECONDS = 5.0
@@ -37,7 +46,7 @@ class RedisBuckets:
     """The buckets of all clients of all replicas. While Redis does not answer, each replica counts for itself."""
 
     def __init__(self, redis: Redis):
-        self._take = redis.register_script(TAKE)
+        self._take, self._give_back = redis.register_script(TAKE), redis.register_script(GIVE_BACK)
         self._rests_until = 0.0
         self._own = Buckets()
 
@@ -48,10 +57,27 @@ class RedisBuckets:
         arguments: Sequence[float] = (evaluations, limit.interval, limit.burst)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                wait, full = await self._take(keys=[f"{{stepdial}}:limit:{client}"], args=arguments)
+                wait, full = await self._take(keys=[_key(client)], args=arguments)
         except (RedisError, OSError) as error:  # of which TimeoutError is one
-            metrics.LIMIT_ERRORS.inc()
-            log.warning("Redis does not keep the rate limits, this replica does: %s", type(error).__name__)
-            self._rests_until = monotonic() + REST_SECONDS
+            self._rest(error)
             return await self._own.take(client, limit, evaluations)
         return Allowance(limit, float(wait), float(full))
+
+    async def give_back(self, client: str, limit: Limit, evaluations: int) -> None:
+        """Put evaluations back that the client took and the server did not draw."""
+        if monotonic() < self._rests_until:
+            return await self._own.give_back(client, limit, evaluations)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._give_back(keys=[_key(client)], args=[evaluations * limit.interval])
+        except (RedisError, OSError) as error:
+            self._rest(error)
+
+    def _rest(self, error: Exception) -> None:
+        metrics.LIMIT_ERRORS.inc()
+        log.warning("Redis does not keep the rate limits, this replica does: %s", type(error).__name__)
+        self._rests_until = monotonic() + REST_SECONDS
+
+
+def _key(client: str) -> str:
+    return f"{{stepdial}}:limit:{client}"

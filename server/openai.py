@@ -17,7 +17,7 @@ from server.dial import Wish
 from server.errors import logged_problem
 from server.events import Events, event, event_stream
 from server.failures import FieldRefused
-from server.gate import charge
+from server.gate import charged
 from server.openai_errors import error_answer, errors
 from server.openai_schemas import (
     QUALITY_STEPS,
@@ -68,10 +68,10 @@ def openai_routes(roster: Roster, studio: Studio) -> APIRouter:
             own = translated(body, served.family)
             count.steps = served.dial.label(own)
             wish = _turn(served, own, body)
-            await charge(request, wish)
-            pictures, timings = await while_connected(request, studio.make(wish, own.output_format))
+            async with charged(request, wish):
+                pictures, timings = await while_connected(request, studio.make(wish, own.output_format))
         account = account_of(wish, pictures, timings)
-        response.headers.update(account_headers(account))
+        response.headers.update(account_headers(account, pictures))
         return ImagesResponse(
             **account.model_dump(),
             **_facts(account.steps_used, own, _size(served.family)),
@@ -137,11 +137,11 @@ async def _events(request: Request, body: ImagesRequest, roster: Roster, studio:
         own = translated(body, served.family)
         count.steps = served.dial.label(own)
         wish = _turn(served, own, body)
-        await charge(request, wish)
         shown, sent = partial_hops(len(wish.samples[0].plan.hops), body.partial_images or 0), 0
         size, created = _size(served.family), int(time.time())
         facts = _facts(wish.steps, own, size)
-        async with aclosing(studio.show(wish, own.output_format, shown=shown.__contains__)) as parts:
+        parts = studio.show(wish, own.output_format, shown=shown.__contains__)
+        async with charged(request, wish), aclosing(parts):
             async for part in parts:
                 if isinstance(part, Preview):
                     partial = PartialImage(

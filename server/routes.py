@@ -14,7 +14,7 @@ from server.contract import EVENTS, described, problems
 from server.etags import entity_tag, tag_headers, unchanged
 from server.events import event_stream
 from server.failures import DeviceLost, FieldRefused, NotMeasured, NotReady
-from server.gate import charge
+from server.gate import charged
 from server.images import Format
 from server.outcomes import counted
 from server.patience import while_connected
@@ -50,12 +50,10 @@ def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
             tag = entity_tag(served.family, body, wish, raw)
             if same := unchanged(request, tag):
                 return same
-            await charge(request, wish)
-            pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
+            async with charged(request, wish):
+                pictures, timings = await while_connected(request, studio.make(wish, raw or body.output_format))
         account = account_of(wish, pictures, timings)
-        headers = account_headers(account) | tag_headers(tag)
-        if all(picture.cached for picture in pictures):
-            headers["X-Cache"] = "hit"
+        headers = account_headers(account, pictures) | tag_headers(tag)
         if raw:
             return _raw_response(pictures[0], raw, timings, headers)
         response.headers.update(headers)
@@ -144,7 +142,6 @@ RAW_HEADERS = {
     **ACCOUNT_HEADERS,
     "X-Seed": "The seed, with raw bytes",
     "Server-Timing": "queue, device, encode and total, in milliseconds, with raw bytes",
-    "X-Cache": "hit where all images came out of the result cache; they are the bytes that drawing gives",
 }
 GENERATE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

@@ -15,7 +15,7 @@ from server.dial import Wish
 from server.errors import logged_problem
 from server.events import Events, event
 from server.failures import FieldRefused
-from server.gate import charge
+from server.gate import charged
 from server.images import Format
 from server.outcomes import counted
 from server.roster import Roster
@@ -31,8 +31,7 @@ async def generate_events(request: Request, body: GenerateRequest, roster: Roste
         if body.response_format == "file":
             raise FieldRefused("response_format", "events carry images as b64_json; a file is not streamed")
         wish = roster.find(body.model).turn(body)
-        await charge(request, wish)
-        async with aclosing(studio.show(wish, body.output_format)) as parts:
+        async with charged(request, wish), aclosing(studio.show(wish, body.output_format)) as parts:
             async for part in parts:
                 if isinstance(part, Preview):
                     yield event("preview", _preview(wish, part).model_dump_json())

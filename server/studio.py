@@ -83,7 +83,7 @@ class Studio:
     ) -> tuple[list[Picture], Timings]:
         """Return the wish's images, in the order of their indices. Cancel this to drop the work.
 
-        preview and progress are called as in Scheduler.draw, for the images that are drawn.
+        preview and progress are called as in Scheduler.draw, for the images that are drawn, with their indices.
         Raises TimedOut and DeadlinePassed by its own clock, and whatever Scheduler.draw raises.
         """
         try:
@@ -153,7 +153,11 @@ class Studio:
         preview: tickets.Preview | None,
         progress: Progress | None,
     ) -> list[Drawn]:
-        """Draw by the wish's deadline or not at all; what was drawn in time is worth encoding even if that is late."""
+        """Draw by the wish's deadline or not at all; what was drawn in time is worth encoding even if that is late.
+
+        The scheduler counts the samples it is given; preview and progress hear the images' own indices.
+        """
+        preview, progress = _by_index(samples, preview), _by_index(samples, progress)
         if wish.deadline is None:
             return await self._scheduler.draw(samples, preview=preview, progress=progress)
         try:
@@ -187,6 +191,11 @@ class Studio:
         files = {keys[index]: picture.data for index, picture in fresh.items() if keys and picture.plan is None}
         if files:
             await self._cache.put(files)
+
+
+def _by_index(samples: Sequence[Sample], call: Callable[..., None] | None) -> Callable[..., None] | None:
+    """What calls with a sample's index where it is called with its place among those that are drawn."""
+    return call and (lambda place, *news: call(samples[place].index, *news))
 
 
 def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float) -> Timings:

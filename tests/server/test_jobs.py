@@ -136,6 +136,16 @@ def test_an_idempotency_key_stands_for_one_job_of_one_body_and_one_caller(open_d
     problem(order(desk, **{"idempotency-key": "x" * 300}), 422)
 
 
+def test_a_repeated_order_is_not_charged_again(open_desk: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.limits_redis.PATIENCE_SECONDS", 60.0)
+    desk = open_desk(evaluations_per_minute=4)
+    key = {"idempotency-key": "order 67"}
+    first = order(desk, **key)
+    again = order(desk, **key)
+    assert again.status_code in (200, 202) and again.json()["id"] == first.json()["id"]
+    problem(order(desk), 429)
+
+
 def test_a_full_backlog_is_refused_and_what_was_accepted_is_drawn(open_desk: Opener) -> None:
     desk = open_desk(max_jobs=3)
     desk.device.gate.clear()

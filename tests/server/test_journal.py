@@ -13,7 +13,7 @@ import pytest
 from diffusion.family import Family
 from server import journal
 from server.keys import add_key
-from tests.server.desk import WISH, Desk
+from tests.server.desk import WISH, Desk, problem
 from tests.server.processes import serve_names
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -104,6 +104,23 @@ def test_every_line_of_a_request_carries_its_marks_and_a_traceback_stays_in_its_
     assert failure["trace_id"] == TRACE and failure["request_id"] == answer.headers["x-request-id"]
     assert "inner words" in failure["exception"] and "Traceback" in failure["exception"]
     assert "/generate" in failure["message"]
+
+
+def test_a_bug_is_answered_and_logged_like_any_other_failure(
+    desk: Desk, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    async def broken() -> None:
+        raise KeyError("inner words")
+
+    for path in ("/broken", "/v1/broken"):
+        desk.app.add_api_route(path, broken)
+    own, theirs = desk.client.get("/broken"), desk.client.get("/v1/broken")
+    assert problem(own, 500)["type"] == "/problems/internal-error" and "inner" not in own.text + theirs.text
+    assert theirs.status_code == 500 and theirs.json()["error"]["code"] == "internal_error"
+    assert own.headers["x-content-type-options"] == "nosniff"
+    marks = [line["request_id"] for line in lines() if line["level"] == "error"]
+    assert marks == [own.headers["x-request-id"], theirs.headers["x-request-id"]]
+    assert [line["outcome"] for line in requests(lines)] == ["failed", "failed"]
 
 
 def test_health_checks_are_quiet(desk: Desk, lines: Callable[[], list[dict[str, Any]]]) -> None:

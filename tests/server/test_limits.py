@@ -1,7 +1,9 @@
 """Rate limits: the arithmetic of the bucket, and what a server answers."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from server.gate import _address
 from server.keys import add_key
 from server.limits import Buckets, Limit
 from tests.server.desk import WISH, Desk, problem, value
+from tests.server.processes import wait_until
 
 LIMITS = st.builds(
     Limit, evaluations_per_minute=st.floats(0.5, 10_000), burst_seconds=st.sampled_from([0.1, 1.0, 60.0, 600.0])
@@ -98,6 +101,26 @@ def test_a_request_that_is_wrong_costs_nothing(family: Family) -> None:
         assert desk.ask().status_code == 200
 
 
+@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest.mark.parametrize("wish", [WISH, WISH | {"stream": True}])
+def test_what_the_server_turns_away_is_not_charged(
+    family: Family, wish: dict[str, Any], store: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.limits_redis.PATIENCE_SECONDS", 60.0)
+    url = request.getfixturevalue("redis_server").url if store == "redis" else ""
+    with Desk(family, evaluations_per_minute=12, max_evaluations=6, redis_url=url) as desk:
+        desk.device.gate.clear()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(desk.ask)
+            wait_until(lambda: value(desk, "stepdial_pending_evaluations") == 4)
+            refusals = [desk.ask(wish) for _ in range(4)]
+            desk.device.gate.set()
+            assert first.result().status_code == 200
+        assert {refusal.status_code for refusal in refusals} == {503}
+        assert all(";r=8;" in refusal.headers["ratelimit"] for refusal in refusals)
+        assert desk.ask(wish).status_code == 200
+
+
 def test_a_key_has_its_own_bucket_and_may_have_its_own_rate(family: Family, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     slow, fast, other = (
@@ -131,5 +154,5 @@ def problem_wait(desk: Desk) -> str:
 def test_addresses_of_one_ipv6_network_are_one_caller() -> None:
     assert _address({"client": ("2001:db8:1:2:3::4", 1)}) == _address({"client": ("2001:db8:1:2::9", 2)})
     assert _address({"client": ("2001:db8:1:3::9", 2)}) == "2001:db8:1:3::/64"
-    assert _address({"client": ("192.0.2.1", 1)}) == "192.0.2.1"
+    assert _address({"client": ("192.0.2.1", 1)}) == _address({"client": ("::ffff:192.0.2.1", 1)}) == "192.0.2.1"
     assert _address({"client": ("testclient", 1)}) == "testclient" and _address({}) == "unknown"

@@ -211,6 +211,13 @@ def test_every_error_under_v1_has_their_shape_and_no_other_has(desk: Desk) -> No
     assert desk.client.get("/nowhere").headers["content-type"] == "application/problem+json"
 
 
+def test_a_cached_image_says_so_as_in_generate(family: Family) -> None:
+    with Desk(family, cache_bytes=2**20) as desk:
+        first, again = (ask(desk, prompt=PROMPT, seed=7) for _ in range(2))
+    assert "x-cache" not in first.headers and again.headers["x-cache"] == "hit"
+    assert first.json()["data"] == again.json()["data"]
+
+
 def test_a_deadline_that_passes_is_an_error_of_theirs_too(family: Family) -> None:
     with SlowDesk(family, 0.001) as desk:
         desk.device.gate.clear()

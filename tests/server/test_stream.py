@@ -81,6 +81,14 @@ def test_the_streamed_images_are_those_of_the_json_answer(desk: Desk) -> None:
     assert streamed == desk.ask(WISH | {"n": 3}).json()["data"]
 
 
+def test_previews_beside_a_cached_image_are_those_of_the_images_that_are_drawn(family: Family) -> None:
+    with Desk(family, cache_bytes=2**20) as desk:
+        desk.ask(WISH)
+        events = events_of(desk.ask(STREAM | {"n": 2}).text)
+    assert [data["index"] for name, data in events if name == "preview"] == [1, 1, 1]
+    assert [data["index"] for name, data in events if name == "image"] == [0, 1]
+
+
 def test_an_accept_header_asks_for_events_too_and_one_step_has_no_previews(desk: Desk) -> None:
     answer = desk.ask(WISH | {"steps": 1}, accept="text/event-stream")
     assert [name for name, _ in events_of(answer.text)] == ["image", "done"]
