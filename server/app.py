@@ -22,6 +22,7 @@ from server.dial import Dial
 from server.estimate import estimate_routes
 from server.feeder import Feeder
 from server.gate import Gate, Ledger
+from server.head import HeadAsGet
 from server.headers import SecurityHeaders
 from server.images import EncodePool
 from server.job_routes import job_routes
@@ -157,6 +158,7 @@ def _guard(app: FastAPI, settings: Settings, keyring: Keyring | None, ledger: Le
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Journal)
+    app.add_middleware(HeadAsGet)
 
 
 def _cache(settings: Settings, redis: Redis | None) -> ResultCache:
