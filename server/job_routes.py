@@ -135,12 +135,12 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
             feeder.wake()
         return job
 
-    @router.get("/{job_id}", summary="How a job is", responses=problems(404, 422, 503))
+    @router.get("/{job_id}", summary="How a job is", responses=problems(401, 403, 404, 422, 503))
     async def get(job: Known) -> JobInfo:
         """Tell state, position and progress; small results are in the answer."""
         return await _show(job, store)
 
-    @router.delete("/{job_id}", summary="Cancel a job", responses=problems(404, 422, 503))
+    @router.delete("/{job_id}", summary="Cancel a job", responses=problems(401, 403, 404, 422, 503))
     async def delete(job: Known) -> JobInfo:
         """Cancel the job if it has not ended; its evaluations stop within a second on whichever replica has it."""
         after = _known(await store.cancel(job.id))
@@ -157,7 +157,7 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
     async def image(job: Known, index: int) -> Response:
         file = await store.image(job.id, index) if job.state == "done" and 0 <= index < job.accepted.n else None
         if file is None:
-            raise JobImageMissing(f"job is {job.state}; once it is done it has images 0 to {job.accepted.n - 1}")
+            raise JobImageMissing(f"the job is {job.state}; when it is done it has images 0 to {job.accepted.n - 1}")
         headers = {"X-Seed": str(job.accepted.seed), "X-Steps-Used": str(job.accepted.steps)}
         return Response(file, headers=headers, media_type=f"image/{job.accepted.output_format}")
 
@@ -165,7 +165,7 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
         "/{job_id}/events",
         summary="A job's changes as server-sent events",
         response_class=EventSourceResponse,
-        responses=problems(404, 422, 503),
+        responses=problems(401, 403, 404, 422, 503),
     )
     async def events(job: Known) -> AsyncIterator[ServerSentEvent]:
         """Send the job, named by its state, now and whenever it has changed, until it ends; images only as URLs."""
@@ -234,7 +234,7 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": LOCATION,
     },
     202: {"description": "The job, accepted now or earlier under this key", "headers": LOCATION},
-    **problems(400, 404, 409, 413, 415, 422, 429, 500, 503),
+    **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
 }
 IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -243,5 +243,5 @@ IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
             f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")
         },
     },
-    **problems(404, 422, 503),
+    **problems(401, 403, 404, 422, 503),
 }
