@@ -33,21 +33,22 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         )
     except ValidationError as error:
         for item in error.errors():
-            print(f"stepdial serve: {item['loc'][0]}: {item['msg']}; --help tells more", file=sys.stderr)
+            sentence = ": ".join([*map(str, item["loc"][:1]), item["msg"].removeprefix("Value error, ")])
+            print(f"stepdial serve: {sentence}; --help tells more", file=sys.stderr)
         return 2
     journal.configure(settings.log_level, settings.log_format)
 
     from diffusion.family import FamilyError, open_family
-    from server.engine import Engine, choose_device
+    from server.engine import DeviceMissing, Engine, choose_device
 
     try:
+        device = choose_device(settings.device)
         families = [open_family(folder) for folder in settings.folders]
         if not families:
             raise FamilyError("there is no family in the folder that --families names")
-    except FamilyError as error:
+    except (DeviceMissing, FamilyError) as error:
         print(f"stepdial serve: {error}", file=sys.stderr)
         return 1
-    device = choose_device(settings.device)
     return run(settings, families, lambda family: Engine(family, device=device, max_wave=settings.max_wave))
 
 
@@ -113,6 +114,8 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
         server.run()
     except KeyboardInterrupt:
         pass  # repeated by uvicorn likewise
+    except SystemExit:
+        pass  # uvicorn's way to say that it never started, the port being taken for instance, which is in the log
     status = 1 if lost or not server.started else 0
     leave_hung_threads(status)
     return status

@@ -38,9 +38,17 @@ class Halfway(NamedTuple):
     """What the second adds to its own x_hat (`diffusion.plans.halfway`)."""
 
 
+class DeviceMissing(Exception):
+    """The device that is to draw is not in this machine, or this PyTorch cannot use it."""
+
+
 def choose_device(name: str) -> torch.device:
-    """Return the named device; "auto" is the GPU when there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """Return the named device; "auto" is the GPU when there is one. Raises DeviceMissing."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceMissing(f"device {name} is not there: PyTorch sees {count} CUDA devices; auto or cpu goes without")
+    return device
 
 
 class Engine:

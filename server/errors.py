@@ -193,7 +193,7 @@ def _blame(item: dict[str, Any]) -> tuple[str, str]:
     if item["type"] == "json_invalid":
         return "", "the body is not valid JSON"
     if item["type"] == "missing":
-        return pointer, "a JSON object is needed"
+        return pointer, "it is needed" if pointer else "a JSON object is needed"
     if item["type"] == "model_attributes_type":
         return pointer, "it should be a JSON object"
     if item["type"] == "extra_forbidden":

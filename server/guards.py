@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from server.bodies import BodyLimit
 from server.bugs import Bugs
 from server.gate import Gate, Ledger
+from server.head import HeadAsGet
 from server.headers import SecurityHeaders
 from server.journal import Journal
 from server.keys import Keyring
@@ -21,3 +22,4 @@ def guard(app: FastAPI, settings: Settings, *, keyring: Keyring | None, limit: L
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Journal)
+    app.add_middleware(HeadAsGet)

@@ -162,7 +162,7 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
     async def image(job: Known, index: int) -> Response:
         file = await store.image(job.id, index) if job.state == "done" and 0 <= index < job.accepted.n else None
         if file is None:
-            raise JobImageMissing(f"job is {job.state}; once it is done it has images 0 to {job.accepted.n - 1}")
+            raise JobImageMissing(f"the job is {job.state}; when it is done it has images 0 to {job.accepted.n - 1}")
         headers = {"X-Seed": str(job.accepted.seed), "X-Steps-Used": str(job.accepted.steps)}
         return Response(file, headers=headers, media_type=f"image/{job.accepted.output_format}")
 

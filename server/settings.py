@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, DirectoryPath, Field
+from pydantic import BeforeValidator, DirectoryPath, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.limits import Limit
@@ -103,6 +103,15 @@ class Settings(BaseSettings):
     """Least important message that is logged."""
     log_format: Literal["text", "json"] = "text"
     """text for people, json for machines; one line a message."""
+
+    @model_validator(mode="after")
+    def _the_brownout_ends_below_where_it_begins(self) -> Self:
+        high, low = self.brownout_high_seconds, self.brownout_low_seconds
+        if low >= high:
+            raise ValueError(
+                f"brownout_low_seconds is {low:g}; it has to be smaller than brownout_high_seconds, {high:g}"
+            )
+        return self
 
     @property
     def limit(self) -> Limit | None:

@@ -94,6 +94,15 @@ def test_an_unknown_model_path_or_method_is_a_problem_too(desk: Desk) -> None:
     assert refused.status_code == 405 and refused.headers["Allow"] == "DELETE, GET"
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/readyz", "/models", "/metrics", "/page/page.js", "/generate", "/nowhere"]
+)
+def test_head_is_answered_as_get_is_without_the_body(desk: Desk, path: str) -> None:
+    whole, head = desk.client.get(path), desk.client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+
+
 def test_the_models_carry_the_dial_with_what_was_measured(desk: Desk) -> None:
     (model,) = desk.client.get("/models").json()["data"]
     assert model["name"] == "tiny" and model["image"] == {"height": 8, "width": 8, "channels": 3}

@@ -134,3 +134,5 @@ def test_the_document_names_the_key_and_what_its_absence_is_answered_with(desk: 
     document = desk.client.get("/openapi.json").json()
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     assert {"401", "403", "429"} <= document["paths"]["/generate"]["post"]["responses"].keys()
+    guarded = [operation for path in document["paths"].keys() - OPEN for operation in document["paths"][path].values()]
+    assert all({"401", "403"} <= operation["responses"].keys() for operation in guarded)

@@ -106,7 +106,25 @@ def test_32_concurrent_requests_of_mixed_steps_get_the_bytes_they_get_alone(real
     assert "golden check passed" in real_server.output
 
 
+def test_a_port_that_is_taken_ends_the_process_though_it_is_warming_up(
+    family_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARM_UP_SECONDS", "600")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = serve_names(family_folder, ["--port", str(taken.getsockname()[1])])
+        try:
+            assert server.wait() == 1
+        finally:
+            server.process.kill()
+    assert "address already in use" in server.output and "Traceback" not in server.output
+
+
 def test_a_wrong_argument_is_told_in_a_line(tmp_path: Path) -> None:
-    for arguments, word in ((("--max-wave", "0"), "max_wave"), (("--redis-url", "abacus"), "redis_url")):
+    for arguments, word in (
+        (("--max-wave", "0"), "max_wave"),
+        (("--redis-url", "abacus"), "redis_url"),
+        (("--brownout-high-seconds", "0.5"), r"brownout_low_seconds is 1; it has to be smaller"),
+        (("--device", "cuda:99"), "^stepdial serve: device cuda:99 is not there"),
+    ):
         with pytest.raises(AssertionError, match=word), serve_real(tmp_path, *arguments) as server:
             raise RuntimeError(f"started: {server.output}")
