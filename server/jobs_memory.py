@@ -74,7 +74,7 @@ class MemoryJobs:
             return None
         if record.job.state != "queued":
             return record.job
-        ahead = sum(order < record.order and self._is(job, "queued") for order, job in self._waiting)
+        ahead = sum(order < record.order for order, _ in self._waiting)
         return record.job.model_copy(update={"position": ahead})
 
     async def image(self, job_id: str, index: int) -> bytes | None:
@@ -99,12 +99,11 @@ class MemoryJobs:
 
     async def take(self) -> Job | None:
         """As JobStore says."""
-        while self._waiting:
-            _, job_id = heapq.heappop(self._waiting)
-            if self._is(job_id, "queued"):
-                attempts = self._records[job_id].job.attempts + 1
-                return self._update(job_id, state="running", attempts=attempts, evaluations=0)
-        return None
+        if not self._waiting:
+            return None
+        _, job_id = heapq.heappop(self._waiting)
+        attempts = self._records[job_id].job.attempts + 1
+        return self._update(job_id, state="running", attempts=attempts, evaluations=0)
 
     async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
         """As JobStore says."""
@@ -140,6 +139,9 @@ class MemoryJobs:
     def _end(self, job_id: str, state: JobState, outcome: Outcome, files: Sequence[bytes]) -> bool:
         if job_id not in self._records or self._records[job_id].job.state in ENDED:
             return False
+        if self._is(job_id, "queued"):
+            self._waiting.remove((self._records[job_id].order, job_id))
+            heapq.heapify(self._waiting)
         self._update(job_id, state=state, outcome=outcome, ended=time.time())
         self._records[job_id].files = tuple(files)
         self._bytes += sum(map(len, files))

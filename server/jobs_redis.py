@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -107,8 +108,13 @@ class RedisJobs:
         if found is None:
             return None
         job_id, entry = (part.decode() for part in found)
+        try:
+            job = await self.find(job_id)
+        except ValidationError:  # nobody renews it, so that after a lease a replica may take it that can read it
+            log.error("%s was written by another version and cannot be read", job_id)
+            return None
         self._entries[job_id] = entry
-        return await self.find(job_id)
+        return job
 
     async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
         """As JobStore says."""

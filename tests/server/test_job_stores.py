@@ -11,7 +11,7 @@ import redis
 from server.failures import JobsUnavailable
 from server.jobs import Accepted, JobStore, Outcome
 from server.jobs_memory import MemoryJobs
-from server.jobs_redis import RedisJobs
+from server.jobs_redis import JOB, RedisJobs
 from server.redis_link import connect
 from tests.server.redis_server import RedisServer
 
@@ -89,6 +89,39 @@ def test_a_job_has_one_answer_and_a_cancelled_one_none(play: Callable[[Play], No
         assert await store.backlog() == 0
 
     play(scene)
+
+
+def test_cancelled_jobs_leave_nothing_waiting_and_do_not_count_as_ahead(play: Callable[[Play], None]) -> None:
+    async def scene(store: JobStore) -> None:
+        for name in "abc":
+            await store.add(accepted(name), None)
+        await store.cancel("a")
+        found = await store.find("c")
+        assert found and found.position == 1
+        assert [await taken(store) for _ in range(3)] == [("b", 1), ("c", 1), None]
+        assert not isinstance(store, MemoryJobs) or not store._waiting
+
+    play(scene)
+
+
+def test_a_job_that_this_version_cannot_read_is_left_for_another_and_the_next_is_drawn(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        old, new = (redis_jobs(redis_server.url) for _ in range(2))
+        assert await taken(old) is None  # sets the store up
+        for name in "ab":
+            await old.add(accepted(name), None)
+        redis_server.client.hset(JOB + "a", "accepted", '{"id": "a"}')
+        assert [await taken(old), await taken(new)] == [("b", 1), None]
+        redis_server.client.hset(JOB + "a", "accepted", accepted("a").model_dump_json())
+        async with asyncio.timeout(10 * LEASE):
+            while not (found := await taken(new)):
+                await old.renew({"b": 0})
+                await asyncio.sleep(LEASE / 10)
+        assert found == ("a", 2)
+
+    asyncio.run(scene())
 
 
 def test_the_same_job_added_twice_is_there_once(play: Callable[[Play], None]) -> None:
