@@ -98,7 +98,7 @@ def test_waiting_jobs_know_their_position_and_running_ones_their_progress(open_d
     desk.device.gate.clear()
     assert look(desk, first)["state"] == "running" and look(desk, first)["position"] is None
     assert [look(desk, job)["position"] for job in (second, third)] == [0, 1]
-    assert problem(desk.client.get(f"/jobs/{first}/images/0"), 404)["detail"].startswith("job is running")
+    assert problem(desk.client.get(f"/jobs/{first}/images/0"), 404)["detail"].startswith("the job is running")
     desk.device.seconds = 0
     desk.device.gate.set()
     once(desk, third, "done")
