@@ -17,7 +17,6 @@ from server.failures import (
     JobsUnavailable,
     NotReady,
     Overloaded,
-    TimedOut,
 )
 from server.jobs import Job, JobStore, Outcome
 from server.roster import Roster
@@ -215,7 +214,7 @@ class Feeder:
             return await self._fail(job, JobGivenUp(sentence))
         try:
             outcome, files = await self._make(hand)
-        except (DrawFailed, DeviceLost, TimedOut) as error:
+        except (DrawFailed, DeviceLost) as error:
             if job.attempts >= self._max_attempts:
                 return await self._fail(job, error)
             log.warning("%s will be begun again: %s", job.id, error)
@@ -233,7 +232,9 @@ class Feeder:
         while True:
             wish = self._roster.keep_to(hand.job.accepted.model).turn(request)
             try:
-                pictures, timings = await self._studio.make(wish, request.output_format, progress=hand.hops.__setitem__)
+                pictures, timings = await self._studio.make(
+                    wish, request.output_format, progress=hand.hops.__setitem__, bounded=False
+                )
             except (Overloaded, NotReady):
                 await asyncio.sleep(RETRY_SECONDS)
             else:

@@ -90,6 +90,8 @@ class Job(BaseModel):
 
 def patient(body: GenerateRequest) -> GenerateRequest:
     """Return the request as a job's: it waits rather than take fewer steps. Raises FieldRefused for a deadline."""
+    if body.stream:
+        raise FieldRefused("stream", "a job is not waited for; GET /jobs/{id}/events tells how it goes")
     if body.deadline_ms is not None:
         raise FieldRefused("deadline_ms", "a job is not waited for and has no deadline; POST /generate keeps one")
     return body.model_copy(update={"allow_degrade": False})

@@ -80,14 +80,16 @@ class Studio:
         *,
         preview: tickets.Preview | None = None,
         progress: Progress | None = None,
+        bounded: bool = True,
     ) -> tuple[list[Picture], Timings]:
         """Return the wish's images, in the order of their indices. Cancel this to drop the work.
 
         preview and progress are called as in Scheduler.draw, for the images that are drawn, with their indices.
+        bounded: whether the time limit of requests holds; nobody waits for a job.
         Raises TimedOut and DeadlinePassed by its own clock, and whatever Scheduler.draw raises.
         """
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(self._timeout_seconds if bounded else None):
                 keys = self._keys(wish, output_format)
                 known = await self._known(wish, keys)
                 missing = [sample for sample in wish.samples if sample.index not in known]

@@ -88,6 +88,7 @@ def test_a_job_of_auto_steps_is_settled_when_it_is_accepted_and_has_no_deadline(
     assert (job["steps_requested"], job["steps_used"], job["evaluations_total"]) == ("auto", 2, 2)
     assert once(desk, job["id"], "done")["steps_used"] == 2
     assert blamed(order(desk, WISH | {"deadline_ms": 1000})) == ["/deadline_ms"]
+    assert blamed(order(desk, WISH | {"stream": True})) == ["/stream"]
 
 
 def test_waiting_jobs_know_their_position_and_running_ones_their_progress(open_desk: Opener) -> None:
