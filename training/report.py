@@ -133,8 +133,9 @@ def rescues_table(family: Family) -> str:
         position = family.measured(family.positions[rescue.steps])
         pairs = enumerate(zip(rescue.plan.hops, position.plan.hops, strict=False)) if position else ()
         taken = next((at for at, (ours, theirs) in pairs if ours != theirs), 0)
-        if not position or position.source == "searched" or not taken:
-            continue
+        ending = {(hop.member, hop.segments) for hop in rescue.plan.hops[taken:]}
+        if not position or position.source == "searched" or not taken or len(ending) > 1:
+            continue  # what a searched plan's images do, which may have begun like those of the default one
         shown.append(rescue)
         cells = (
             str(rescue.steps),

@@ -67,6 +67,7 @@ def measure_rescues(scorer: Scorer, limit: int) -> Frontier | None:
     frontier = None
     for steps in sorted({position.steps for position in positions}):
         rows = [row for p in positions if p.steps == steps for row in rescue(scorer, p, students, floor)]
+        rows = list({row.plan: row for row in rows}.values())  # the default plan and the searched may begin alike
         print(f"{steps:4d} steps  {len(rows)} ways to leave early")
         frontier = keep_rescues(scorer, steps, rows)
     return frontier
