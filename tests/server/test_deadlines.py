@@ -258,7 +258,8 @@ def test_an_image_that_encoding_made_late_is_delivered_and_said_to_be_late(famil
     sample = Sample(family.positions[4], (1, 1, 1), seed=7)
     wish = Wish("tiny", (sample,), 4, "student-4", 7, 4, None, deadline_seconds=0.05, arrived=0.0)
     late = Timings(queue_seconds=0.0, device_seconds=0.04, encode_seconds=0.02, total_seconds=0.06)
-    account = account_of(wish, [Picture(b"", 7, 0)], late)
-    assert account.deadline_met is False and account_headers(account)["X-Deadline-Met"] == "false"
+    pictures = [Picture(b"", 7, 0)]
+    account = account_of(wish, pictures, late)
+    assert account.deadline_met is False and account_headers(account, pictures)["X-Deadline-Met"] == "false"
     in_time = account_of(wish, [Picture(b"", 7, 0)], late.model_copy(update={"total_seconds": 0.05}))
     assert in_time.deadline_met is True and in_time.degraded is False

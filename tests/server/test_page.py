@@ -179,7 +179,7 @@ def test_the_sentence_makes_the_prompt_and_the_prompt_the_sentence(page: Any) ->
 
 @pytest.mark.parametrize("window", ["phone"], indirect=True)
 def test_a_family_that_knows_relations_asks_for_a_second_thing(window: Any, tmp_path: Path) -> None:
-    with serve_names(write_tiny_family(tmp_path / "pairs", SCENES, steps=(1,))) as server:
+    with serve_real(write_tiny_family(tmp_path / "pairs", SCENES, steps=(1,))) as server:
         window.goto(server.url)
         expect(window.locator("#image")).to_be_visible()
         for slot, word in {"relation": "above", "colour": "blue", "shape": "ring", "background": "sky"}.items():
