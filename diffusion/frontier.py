@@ -44,17 +44,9 @@ class Provenance(_Record):
     """When, in UTC, ISO 8601."""
 
 
-class Position(_Record):
-    """One dial position, drawn in one way."""
+class _Judged(_Record):
+    """How good a plan's images were measured to be."""
 
-    steps: int = Field(ge=1)
-    """Network evaluations an image takes."""
-    plan: Plan
-    """What the engine runs."""
-    source: Source
-    """Where the plan comes from."""
-    guidance: float = 0.0
-    """Guidance w: baked into a student, applied while sampling from a teacher."""
     samples: int
     """Images behind each run's quality numbers; distances compare at equal numbers only."""
     seeds: tuple[int, ...]
@@ -67,39 +59,38 @@ class Position(_Record):
     """Fraction of images in which the judge finds everything that was asked for; None where nothing is asked."""
     agreement_held_out: Measure | None = None
     """The same for combinations never drawn in training."""
+    measured: Provenance
+    """How quality was measured."""
+
+
+class Position(_Judged):
+    """One dial position, drawn in one way."""
+
+    steps: int = Field(ge=1)
+    """Network evaluations an image takes."""
+    plan: Plan
+    """What the engine runs."""
+    source: Source
+    """Where the plan comes from."""
+    guidance: float = 0.0
+    """Guidance w: baked into a student, applied while sampling from a teacher."""
     latency_ms: Measure
     """One image alone, from seed to pixels, fp32, in milliseconds: median over repeats, spread half the interquartile range."""
     images_per_second: float
     """Throughput at `batch` images at a time, fp32."""
     batch: int
     """Images at a time behind images_per_second."""
-    measured: Provenance
-    """How quality was measured."""
     timed: Provenance
     """How speed was measured."""
 
 
-class Rescue(_Record):
+class Rescue(_Judged):
     """What an image is worth that leaves its plan at a segment boundary and finishes on a coarser student."""
 
     steps: int = Field(ge=1)
     """The position that is left."""
     plan: Plan
     """The whole way from noise: the hops of that position as far as they are taken, then how the image ends."""
-    samples: int
-    """Images behind each run's quality numbers."""
-    seeds: tuple[int, ...]
-    """Seeds of the quality runs."""
-    frechet: Measure
-    """Frechet distance to the frontier's reference, as a position's."""
-    floor: Measure
-    """The distance of as many real images to real images."""
-    agreement: Measure | None = None
-    """Fraction of images in which the judge finds everything that was asked for; None where nothing is asked."""
-    agreement_held_out: Measure | None = None
-    """The same for combinations never drawn in training."""
-    measured: Provenance
-    """How quality was measured."""
 
 
 class Frontier(_Record):

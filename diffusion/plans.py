@@ -185,7 +185,9 @@ def correction_row(hop: Hop, schedule: CosineSchedule, *, guidance: float = 0.0)
 
         DDIM of (x_t + x_s) / 2 from z_t  =  (alpha_s - alpha_t r) / 2 * x_s  +  (z_s + r z_t) / 2,
 
-    a row whose "noise", with weight 1, is the second term (`halfway`).
+    a row whose "noise", with weight 1, is the second term (`halfway`).  It is the rule of d(z / sigma) = x_hat d(alpha / sigma).
+    Karras et al. integrate the same flow in d(z / alpha) = eps_hat d(sigma / alpha), which at this schedule's noisy end
+    (sigma / alpha = 1808) multiplies the network's errors by a thousand.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(hop.t), schedule.alpha_sigma(hop.s)
     row = torch.zeros(len(Column), dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Sampling by a plan: the loop that training, evaluation, the golden check and `stepdial sample` share.
 
-The server draws the same hops in waves of its own (server/engine.py); both go through `coefficient_row`, `kernels.hop`
-and `kernels.noise`, so equal samples give equal images up to the network's rounding.
+The server draws the same hops in waves of its own (server/engine.py); both go through `coefficient_row`, `correction_row`,
+`kernels.hop` and `kernels.noise`, so equal samples give equal images up to the network's rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.plans import Hop, Plan, Variance, coefficient_row
+from diffusion.plans import Hop, Plan, Variance, coefficient_row, correction_row, halfway
 from diffusion.schedule import CosineSchedule
-from kernels import ddim, guide, last_hop, noise, x_from_v
 from kernels import hop as take_hop
+from kernels import last_hop, noise
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count."""
@@ -64,7 +64,9 @@ def follow(
     Returns the latents where the hops end, or, if they end at 0, the images, uint8 (B, H, W, C).
     """
     rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
-    tables = torch.stack(rows).float().to(z.device)[:, None].expand(-1, len(condition), -1)
+    seconds = [correction_row(hop, schedule, guidance=guidance) for hop in hops if hop.rule == "heun"]
+    tables = torch.stack(rows + seconds).float().to(z.device)[:, None].expand(-1, len(condition), -1)
+    corrections = iter(tables[len(rows) :])
     ends = torch.tensor([(hop.t, hop.s) for hop in hops], dtype=torch.float64)
     logsnr = schedule.logsnr(ends).float().to(z.device)
     for index, step in enumerate(hops):
@@ -75,9 +77,9 @@ def follow(
             return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
         z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)
         if step.rule == "heun":
-            z_s = _corrected(
-                networks[step.member], step, schedule, z, z_s, v, v_uncond, logsnr[index, 1], condition, guidance
-            )
+            v, v_uncond = _evaluate(networks[step.member], step, z_s, logsnr[index, 1], condition, guidance)
+            kept = halfway(step, schedule, z, z_s)
+            z_s = take_hop(z_s, v, next(corrections).contiguous(), v_uncond=v_uncond, noise=kept)
         z = z_s
     return z
 
@@ -95,43 +97,3 @@ def _evaluate(
         return v, None
     v, v_uncond = v.chunk(2)
     return v, v_uncond
-
-
-def _corrected(
-    network: Network,
-    step: Hop,
-    schedule: CosineSchedule,
-    z_t: Tensor,
-    z_s: Tensor,
-    v_t: Tensor,
-    v_uncond_t: Tensor | None,
-    logsnr_s: Tensor,
-    condition: Tensor,
-    guidance: float,
-) -> Tensor:
-    """Return z_s after Heun's correction: DDIM from z_t with the mean of x_hat at t and at DDIM's own z_s.
-
-    That is the trapezoid rule of d(z / sigma) = x_hat d(alpha / sigma).  Karras et al. integrate the same flow in
-    d(z / alpha) = eps_hat d(sigma / alpha), which at this schedule's noisy end (sigma / alpha = 1808) multiplies the
-    network's errors by a thousand.
-    """
-    v_s, v_uncond_s = _evaluate(network, step, z_s, logsnr_s, condition, guidance)
-    x_t = _x_hat(step, schedule, step.t, z_t, v_t, v_uncond_t, guidance)
-    x_s = _x_hat(step, schedule, step.s, z_s, v_s, v_uncond_s, guidance)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(step.t), schedule.alpha_sigma(step.s)
-    return ddim(
-        0.5 * (x_t + x_s),
-        z_t,
-        alpha_t=float(alpha_t),
-        sigma_t=float(sigma_t),
-        alpha_s=float(alpha_s),
-        sigma_s=float(sigma_s),
-    )
-
-
-def _x_hat(
-    step: Hop, schedule: CosineSchedule, time: float, z: Tensor, v: Tensor, v_uncond: Tensor | None, w: float
-) -> Tensor:
-    alpha, sigma = (float(value) for value in schedule.alpha_sigma(time))
-    x = x_from_v(v if v_uncond is None else guide(v, v_uncond, w), z, alpha_t=alpha, sigma_t=sigma)
-    return x.clamp(-1.0, 1.0) if step.clip else x
