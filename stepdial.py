@@ -55,11 +55,10 @@ def _train(name: str, arguments: list[str]) -> int:
 
     from training import commands
 
-    known = {command.__name__.lower(): command for command in commands.Command.__subclasses__()}
-    if name not in known:
+    if name not in commands.COMMANDS:
         print(f"stepdial: there is no command {name!r}\n\n{__doc__.strip()}", file=sys.stderr)
         return 2
-    command = known[name]
+    command = commands.COMMANDS[name]
     source: CliSettingsSource = CliSettingsSource(command, cli_prog_name=f"stepdial {name}")
     try:
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)

@@ -1,0 +1,91 @@
+"""What the commands of training share: a settings class whose fields are flags and whose attribute docstrings are their help."""
+
+from typing import Any, TypeVar
+
+import torch
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from diffusion import provenance
+from diffusion.family import Family, FamilyError
+from training.datasets import DataError, DataSet, open_data
+from training.trainer import TrainingError
+
+W = TypeVar("W", bound=str)
+FAILURES = (FamilyError, DataError, TrainingError)
+"""What stops a command with one sentence instead of a traceback."""
+
+
+class Command(BaseSettings):
+    """What every command shares: flags alone set it, no environment variable does."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+        cli_hide_none_type=True,
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Note the code that runs, before it changes under a long run."""
+        provenance.commit()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave environment, .env and secrets out."""
+        return (init_settings,)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device of a flag's value.  Exits with a sentence when it is unknown or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise SystemExit(
+            f"device {name!r} cannot be used here; auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+        ) from None
+
+
+def integers(text: str, flag: str) -> list[int]:
+    """Return the positive integers of "1,2,4", rising, without repeats.  Exits with a sentence for anything else."""
+    try:
+        values = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or values[0] < 1 or values[-1] > 1024:
+        raise SystemExit(f"--{flag} must be whole numbers from 1 to 1024 separated by commas, got {text!r}")
+    return values
+
+
+def words(text: str, known: tuple[W, ...], flag: str) -> tuple[W, ...]:
+    """Return those of the known words that "a,b" names.  Exits with a sentence for anything else."""
+    asked = {part.strip() for part in text.split(",")}
+    if not asked <= set(known):
+        raise SystemExit(f"--{flag} must be of {', '.join(known)}, separated by commas, got {text!r}")
+    return tuple(word for word in known if word in asked)
+
+
+def data_of(family: Family, name: str | None) -> DataSet:
+    """Open the data a family was trained on, or the data named.  Exits with a sentence when it does not fit the family."""
+    manifest = family.manifest
+    wanted = name or manifest.members[0].training.data
+    try:
+        data = open_data(wanted, manifest.resolution)
+    except DataError as error:
+        raise SystemExit(f"{error}; name it with --data") from None
+    if (data.resolution, data.channels, data.conditioning) != (
+        manifest.resolution,
+        manifest.channels,
+        manifest.conditioning,
+    ):
+        raise SystemExit(f"data {wanted!r} does not have the images or the conditioning of family {family.name!r}")
+    return data

@@ -1,0 +1,156 @@
+"""`stepdial evaluate`, `report`, `curve`: what measures a family and tells of it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from diffusion import provenance
+from diffusion.family import Family, open_family
+from training.command import Command, choose_device, data_of, integers, words
+from training.confirmation import search_dial
+from training.curve import draw_curve
+from training.evaluate import SOURCES, evaluate, time_again, ways
+from training.report import write_report
+from training.rescues import measure_rescues
+from training.samplers import measure_samplers, read_samplers
+from training.scores import Scorer
+from training.yardstick import Evaluation, Yardstick
+
+
+class Evaluate(Command):
+    """Measure what dial positions of a family give and cost, and write that into the family as its frontier."""
+
+    family: Path
+    """Folder of the family."""
+    positions: str = "1,2,4,8,16,32"
+    """Dial positions to measure, separated by commas; what was measured of others is kept."""
+    sources: str = ",".join(SOURCES)
+    """Ways of drawing them to measure, where the family has several, separated by commas."""
+    samples: int = Field(default=2000, ge=80)
+    """Images per run behind each quality number; more than the 64 features, or the distance is meaningless."""
+    seeds: int = Field(default=3, ge=1)
+    """Runs with different seeds, for the spread."""
+    data: str | None = None
+    """Real images to compare with; by default the teacher's data (a folder has to be named again)."""
+    only_speed: bool = False
+    """Time positions that are in the frontier already again, and leave their quality as it was measured."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Network arithmetic of the quality runs: fp32, as it is served, or bf16. Speed is always measured in fp32."""
+    search: bool = False
+    """Instead of measuring positions: search the best plan of each number of evaluations, composed of all students, and
+    write it into the frontier once it is confirmed on the seeds of the evaluation."""
+    search_samples: int = Field(default=1000, ge=80)
+    """Images of each plan in the search."""
+    search_limit: int = Field(default=16, ge=1, le=64)
+    """Most evaluations of a plan, for --search and --rescues."""
+    search_evaluations: int = Field(default=3000, ge=1)
+    """Network evaluations of each image that the search may take; the beam is as wide as they allow, at least 1."""
+    search_finalists: int = Field(default=3, ge=1)
+    """Plans of each number of evaluations that are confirmed, beside the students' own."""
+    rescues: bool = False
+    """Instead, or then: measure what images give that leave a measured position early and end on a coarser student."""
+    samplers: bool = False
+    """Instead, or then: measure the teacher under every sampling rule, guided and unguided."""
+    results: Path = Path("benchmarks/dial")
+    """Folder for the result files of --search and --samplers."""
+    runs: Path = Path("runs")
+    """Where finished parts are kept until the command has ended; the same command goes on from there."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
+
+    def cli_cmd(self) -> None:
+        """Measure."""
+        family = open_family(self.family)
+        evaluation = Evaluation(
+            samples=self.samples,
+            seeds=tuple(range(2001, 2001 + self.seeds)),
+            precision=self.precision,
+            device=choose_device(self.device),
+            command=provenance.command(),
+            commit=provenance.commit(),
+            folder=self.runs / family.name / "scores",
+        )
+        if self.search or self.rescues or self.samplers:
+            self._beyond(family, evaluation)
+        else:
+            self._positions(family, evaluation)
+
+    def _beyond(self, family: Family, evaluation: Evaluation) -> None:
+        """Search, rescues, samplers: what goes beyond the family's own positions."""
+        yardstick = Yardstick(family, data_of(family, self.data), evaluation.device)
+        scorer = Scorer(family, yardstick, evaluation)
+        if self.search:
+            search_dial(
+                scorer,
+                self.results / f"search-{family.name}.json",
+                limit=self.search_limit,
+                samples=self.search_samples,
+                evaluations=self.search_evaluations,
+                finalists=self.search_finalists,
+            )
+        if self.rescues:
+            scorer.family = open_family(self.family)  # with what the search has written
+            measure_rescues(scorer, self.search_limit)
+        if self.samplers:
+            floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
+            measure_samplers(scorer, floor, self.results / f"samplers-{family.name}.json")
+        scorer.forget()
+
+    def _positions(self, family: Family, evaluation: Evaluation) -> None:
+        """The positions asked for: quality and speed, or speed alone."""
+        positions = integers(self.positions, "positions")
+        unknown = [steps for steps in positions if steps not in family.positions]
+        if unknown:
+            raise SystemExit(
+                f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
+            )
+        sources = words(self.sources, SOURCES, "sources")
+        if not self.only_speed:
+            evaluate(family, data_of(family, self.data), positions, evaluation, sources=sources)
+            return
+        measured = {plan.steps for plan in ways(family, positions, sources) if family.measured(plan)}
+        if not measured.issuperset(positions):
+            raise SystemExit(
+                f"positions {sorted(set(positions) - measured)} are not in the frontier; measure them first"
+            )
+        time_again(family, positions, evaluation, sources=sources)
+
+
+class Report(Command):
+    """Write what was measured of a family as tables into a Markdown file, each between <!-- KIND NAME --> and <!-- end -->.
+
+    KIND is dial (every position), searched (each number of evaluations), rescues (what ending early gives), ablations (what
+    stepdial ablate found) or training (how long each member took).
+    """
+
+    family: Path
+    """Folder of the family."""
+    file: Path = Path("README.md")
+    """Markdown file with the markers."""
+
+    def cli_cmd(self) -> None:
+        """Write the table."""
+        family = open_family(self.family)
+        write_report(family, self.file)
+        print(f"wrote what was measured of {family.name} into {self.file}")
+
+
+class Curve(Command):
+    """Draw quality against network evaluations: students, searched plans and the teacher's samplers in one picture."""
+
+    family: Path
+    """Folder of the family."""
+    samplers: Path | None = None
+    """Result file of stepdial evaluate --samplers; by default benchmarks/dial/samplers-NAME.json, if there is one."""
+    out: Path = Path("docs/curve.png")
+    """PNG file to write."""
+
+    def cli_cmd(self) -> None:
+        """Draw."""
+        family = open_family(self.family)
+        found = self.samplers or Path(f"benchmarks/dial/samplers-{family.name}.json")
+        if self.samplers and not found.exists():
+            raise SystemExit(f"--samplers {found} does not exist; stepdial evaluate --samplers writes it")
+        draw_curve(family, read_samplers(found) if found.exists() else None, self.out)
+        print(f"wrote {self.out}")
