@@ -14,7 +14,8 @@ FROM scratch AS wheels
 
 FROM ${PYTHON_IMAGE} AS base
 RUN groupadd --gid 10001 stepdial \
-    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin stepdial
+    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin stepdial \
+    && install -d -o 10001 -g 10001 /keys
 
 FROM base AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
