@@ -24,8 +24,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy family measure pictures clean
-.PHONY: serve test lint browser redis family measure pictures image image-test lock clean
+.PHONY: serve test lint browser redis haproxy family measure pictures image image-test stack stack-down stack-test lock clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -159,8 +158,6 @@ image-test: .venv/.test image
 	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py
 
 # the stack of docker-compose.yml; its secrets are made once
-.PHONY: stack stack-down stack-test
-
 .env:
 	@umask 077; while IFS= read -r line; do case "$$line" in \
 	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
