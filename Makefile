@@ -5,6 +5,7 @@
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
+# make image-weigh  build it, weigh its layers and time its start (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
@@ -23,7 +24,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family measure pictures image image-test lock clean
+.PHONY: serve test lint browser redis family measure pictures image image-test image-weigh lock clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -148,6 +149,9 @@ image:
 
 image-test: .venv/.test image
 	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+
+image-weigh: .venv/.serve image
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
 
 lock: .venv/.test
 	$(BIN)/python deploy/image/lock.py

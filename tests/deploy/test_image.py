@@ -267,6 +267,16 @@ def test_docker_stop_lets_it_finish_what_it_accepted(image: str) -> None:
 
 
 @pytest.mark.slow
+def test_docker_stop_ends_it_while_it_is_still_loading(image: str) -> None:
+    container = Container(image)
+    try:
+        docker("stop", "--time", "60", container.id)
+        assert container.state()["ExitCode"] in (0, 143), "killed, since process 1 did not hear the signal"
+    finally:
+        docker("rm", "--force", container.id)
+
+
+@pytest.mark.slow
 def test_only_what_the_image_is_made_of_travels_to_the_builder(image: str, tmp_path: Path) -> None:
     everything = "FROM scratch\nCOPY . /\n"
     docker("build", "--quiet", "--file", "-", "--output", str(tmp_path), str(ROOT), input=everything)
