@@ -148,7 +148,7 @@ image:
 	  --build-arg COMMIT=$(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null || echo unknown) .
 
 image-test: .venv/.test image
-	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
 
 image-weigh: .venv/.serve image
 	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)

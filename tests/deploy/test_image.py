@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LOCKS = {part: ROOT / "deploy" / "image" / f"{part}.txt" for part in ("torch", "serving", "training")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMAGE = f"stepdial:{PROJECT['version']}"
+IMAGE = os.environ.get("STEPDIAL_IMAGE", f"stepdial:{PROJECT['version']}")
 HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 PATIENCE = 600
 """Seconds after which a container that does not become ready fails its test."""
