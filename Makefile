@@ -6,6 +6,7 @@
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
 # make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
+# make image-weigh  build it, weigh its layers and time its start (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
@@ -24,7 +25,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy family measure pictures image image-test stack stack-down stack-test lock clean
+.PHONY: serve test lint browser redis haproxy family measure pictures image image-test image-weigh lock clean
+.PHONY: stack stack-down stack-test
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -155,7 +157,10 @@ image:
 	  --build-arg COMMIT=$(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null || echo unknown) .
 
 image-test: .venv/.test image
-	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+
+image-weigh: .venv/.serve image
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
 
 # the stack of docker-compose.yml; its secrets are made once
 .env:

@@ -17,11 +17,15 @@
 stepdial COMMAND --help tells more.
 """
 
+import os
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
+    if os.getpid() == 1:  # of a container: signals without a handler do not reach it, and loading could not be ended
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
