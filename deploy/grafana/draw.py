@@ -199,7 +199,7 @@ def _names(panel: dict[str, Any]) -> dict[str, str]:
 
 
 def _filled_in(expr: str, variables: dict[str, str]) -> str:
-    return re.sub(r"\$(\w+)", lambda found: variables[found[1]], expr)
+    return re.sub(r"\$([a-z_]\w*)", lambda found: variables[found[1]], expr)
 
 
 def _query(prometheus: str, expr: str, seconds: int, *, instant: bool) -> Series:

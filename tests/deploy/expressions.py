@@ -71,7 +71,7 @@ def alerts() -> list[dict[str, Any]]:
 
 def filled_in(expr: str, variables: Mapping[str, str]) -> str:
     """Put values where Grafana's variables are. Raises KeyError for one that has no value."""
-    return re.sub(r"\$(\w+)", lambda found: variables[found[1]], expr)
+    return re.sub(r"\$([a-z_]\w*)", lambda found: variables[found[1]], expr)
 
 
 def metrics_of(expr: str) -> set[str]:

@@ -29,7 +29,7 @@ PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 CASES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 OTHERS = re.compile(r"up|ALERTS|process_\w+|haproxy_(frontend|backend)_\w+")
 """Series of Prometheus itself, its client library and HAProxy; test_prometheus_live.py has them all evaluated."""
-VARIABLES = r"\$\{?(\w+)\}?"
+VARIABLES = r"\$\{?([a-z_]\w*)\}?"
 
 
 def exported() -> set[str]:
@@ -87,6 +87,14 @@ def test_the_documents_list_every_alert_as_it_is() -> None:
         (r["alert"], r["labels"]["severity"], spelt.get(r["for"], r["for"].replace("m", " min"))) for r in alerts()
     ]
     assert rows == known
+
+
+def test_the_documents_list_every_panel_and_what_it_answers() -> None:
+    text = (ROOT / "docs/dashboards.md").read_text()
+    for file in DASHBOARDS:
+        section = text.split(f"\n## {dashboard(file)['title']}\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| ([^|*]+) \| ([^|]+\?) \|$", section, re.M)
+        assert rows == [(panel["title"], panel["description"].partition("?")[0] + "?") for panel in panels(file)]
 
 
 def test_the_time_of_an_objective_is_the_bound_of_a_bucket() -> None:
@@ -180,7 +188,7 @@ def test_every_variable_of_a_dashboard_is_used_and_every_one_that_is_used_is_the
     board = dashboard(file)
     declared = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(VARIABLES, file.read_text()))
-    assert used - {"__rate_interval", "__range", "__all", "1"} == declared
+    assert used - {"__rate_interval", "__range", "__all"} == declared
 
 
 def test_ranges_are_grafanas_to_choose() -> None:

@@ -15,10 +15,9 @@ class Traffic:
     """Sends requests to a server of the tiny family, or to a balancer before it."""
 
     def __init__(self, url: str):
-        self._url = url
-        self.positions: Sequence[int] = [
-            found["steps"] for found in httpx2.get(f"{url}/models", timeout=PATIENCE).json()["data"][0]["positions"]
-        ]
+        self._client = httpx2.Client(base_url=url, timeout=PATIENCE)
+        (family,) = self._client.get("/models").json()["data"]
+        self.positions: Sequence[int] = [found["steps"] for found in family["positions"]]
 
     def round(self) -> None:
         """Send one round, and wait for its end."""
@@ -35,9 +34,9 @@ class Traffic:
             assert {answer.result().status_code for answer in drawing} == {200}
 
     def _draw(self, **wish: Any) -> httpx2.Response:
-        return httpx2.post(f"{self._url}/generate", json=WISH | wish, timeout=PATIENCE)
+        return self._client.post("/generate", json=WISH | wish)
 
     def _order(self, number: int) -> None:
-        jobs = [httpx2.post(f"{self._url}/jobs", json=WISH | {"steps": 2}, timeout=PATIENCE) for _ in range(number)]
-        places = [self._url + job.headers["location"] for job in jobs]
-        wait_until(lambda: all(httpx2.get(place, timeout=PATIENCE).json()["state"] == "done" for place in places))
+        jobs = [self._client.post("/jobs", json=WISH | {"steps": 2}) for _ in range(number)]
+        places = [job.headers["location"] for job in jobs]
+        wait_until(lambda: all(self._client.get(place).json()["state"] == "done" for place in places))

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import httpx2
@@ -41,12 +42,10 @@ class Watcher:
 
     def __init__(self, command: Sequence[str | Path], url: str, ready: str, **environment: str):
         self.url, self._ready = url, ready
+        self.client = httpx2.Client(base_url=url, timeout=30)  # one for all requests: making one takes its time
+        self._log = TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [*map(str, command)],
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [*map(str, command)], env=os.environ | environment, stdout=self._log, stderr=subprocess.STDOUT
         )
 
     def __enter__(self) -> Any:
@@ -54,13 +53,17 @@ class Watcher:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self.client.close()
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self._log.close()
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.process.communicate()[0]
+        if self.process.poll() is not None:
+            self._log.seek(0)
+            raise AssertionError(self._log.read())
         try:
-            return httpx2.get(self.url + self._ready, timeout=5).status_code == 200
+            return self.client.get(self._ready).status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -77,7 +80,7 @@ class Prometheus(Watcher):
 
     def ask(self, path: str, **parameters: Any) -> Any:
         """Return what the API says. An expression that cannot be parsed or evaluated fails the test."""
-        answer = httpx2.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30)
+        answer = self.client.get(f"/api/v1/{path}", params=parameters)
         assert answer.status_code == 200, (parameters, answer.text)
         return answer.json()["data"]
 
