@@ -122,9 +122,10 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
     async def _add(body: GenerateRequest, request: Request, key: str | None) -> Job:
         job = await store.named(key) if key else None
         if job is None:  # a repetition is not drawn, so it is neither charged nor refused for what has changed since
-            wish = roster.find(body.model).dial.turn(patient(body))
+            served = roster.find(body.model)
+            wish = served.dial.turn(patient(body))
             async with charged(request, wish):
-                job = await _queue(accept(body, wish), key)
+                job = await _queue(accept(body, wish, served.edition), key)
         if job.accepted.fingerprint != fingerprint(body):
             raise KeyReused("this idempotency key stands for a job whose body was another")
         return job

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Without Redis: bytes that jobs and their images may occupy; ended jobs are forgotten early, oldest first, above it."""
     job_lease_seconds: float = Field(default=15.0, ge=0.1, allow_inf_nan=False)
     """With Redis: how long a replica may be silent before others take its jobs, in seconds."""
+    job_orphan_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    """With Redis: how long a job waits for a replica with its family, weights and all, in seconds; then it has failed."""
     job_attempts: int = Field(default=3, ge=1)
     """How often a job is begun; when it still has neither ended nor been handed back, it has failed."""
     cache_bytes: int = Field(default=64 * 2**20, ge=0)
