@@ -13,6 +13,7 @@ from server.admin import admin_routes
 from server.device import Device
 from server.estimate import estimate_routes
 from server.guards import guard
+from server.job_orders import Orders
 from server.job_routes import job_routes
 from server.openai import openai_routes
 from server.rooms import Rooms, make_rooms
@@ -64,7 +65,8 @@ def _route(app: FastAPI, rooms: Rooms) -> None:
     """Give the app its routes."""
     roster, scheduler, server = rooms.roster, rooms.scheduler, about(rooms.settings.device)
     app.include_router(drawing_routes(roster, rooms.studio))
-    app.include_router(job_routes(roster, rooms.jobs, rooms.feeder, scheduler))
+    orders = Orders(roster, rooms.jobs, rooms.feeder, scheduler)
+    app.include_router(job_routes(orders, rooms.jobs, rooms.feeder))
     app.include_router(reading_routes(roster, scheduler, server))
     app.include_router(estimate_routes(roster))
     app.include_router(openai_routes(roster, rooms.studio))
