@@ -21,12 +21,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis prometheus dashboards family measure pictures clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis prometheus
+test: lint browser redis haproxy prometheus
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -46,6 +46,13 @@ redis:
 	@if ! command -v redis-server >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing redis-server for the tests of jobs"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server) >/dev/null || echo "redis-server could not be installed"; \
+	fi
+
+# the tests of serving behind a balancer want HAProxy; where it cannot be had they say so (and fail if CI=true)
+haproxy:
+	@if ! PATH=$$PATH:/usr/sbin command -v haproxy >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing haproxy for the tests of serving behind a balancer"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
 	fi
 
 # the tests of dashboards and alerts want Prometheus and Alertmanager; where they cannot be had they say so (and fail if CI=true)
