@@ -18,10 +18,7 @@ stepdial COMMAND --help tells more.
 """
 
 import os
-<<<<<<< HEAD
 import signal
-=======
->>>>>>> panels
 import sys
 
 BROKEN_PIPE = 141
@@ -30,11 +27,8 @@ BROKEN_PIPE = 141
 
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
-<<<<<<< HEAD
     if os.getpid() == 1:  # of a container: signals without a handler do not reach it, and loading could not be ended
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    arguments = sys.argv[1:]
-=======
     try:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -45,7 +39,6 @@ def main() -> int:
 
 
 def _run(arguments: list[str]) -> int:
->>>>>>> panels
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if arguments else 2
