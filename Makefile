@@ -3,6 +3,7 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
+# make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -20,12 +21,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy family measure pictures clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis haproxy
+test: lint browser redis haproxy prometheus
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -53,6 +54,17 @@ haproxy:
 	  echo "installing haproxy for the tests of serving behind a balancer"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
 	fi
+
+# the tests of dashboards and alerts want Prometheus and Alertmanager; where they cannot be had they say so (and fail if CI=true)
+prometheus:
+	@if ! (command -v promtool && command -v amtool) >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing prometheus and prometheus-alertmanager for the tests of dashboards and alerts"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus prometheus-alertmanager) >/dev/null || echo "they could not be installed"; \
+	fi
+
+# the dashboards against Grafana's own types (npm), and an alert on its whole way to a webhook (minutes)
+dashboards: .venv/.test prometheus
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_dashboard_types.py tests/deploy/test_prometheus_alerts.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
