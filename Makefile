@@ -4,6 +4,10 @@
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
+# make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
+# make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
+# make image-weigh  build it, weigh its layers and time its start (needs Docker)
+# make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -21,7 +25,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -148,6 +152,28 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# the image: PyTorch's CPU build comes from the folder WHEELS if there is one, else from TORCH_INDEX, else PyPI's with CUDA is taken
+DEVICE ?= cpu
+TARGET ?= serving
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEELS ?= $(wildcard $(PIP_FIND_LINKS))
+TAG ?= $(VERSION)$(if $(filter cuda,$(DEVICE)),-cuda)$(if $(filter training,$(TARGET)),-training)
+
+image:
+	docker build --target $(TARGET) --tag stepdial:$(TAG) $(if $(WHEELS),--build-context wheels=$(WHEELS)) \
+	  $(foreach argument,PYTHON_IMAGE TORCH_INDEX,$(if $($(argument)),--build-arg $(argument)=$($(argument)))) \
+	  --build-arg DEVICE=$(DEVICE) --build-arg VERSION=$(VERSION) \
+	  --build-arg COMMIT=$(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null || echo unknown) .
+
+image-test: .venv/.test image
+	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+
+image-weigh: .venv/.serve image
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
+
+lock: .venv/.test
+	$(BIN)/python deploy/image/lock.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info
