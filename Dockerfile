@@ -15,7 +15,8 @@ FROM scratch AS wheels
 
 FROM ${PYTHON_IMAGE} AS base
 RUN groupadd --gid 10001 stepdial \
-    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin stepdial
+    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin stepdial \
+    && install -d -o 10001 -g 10001 /keys
 
 
 # ---- What is installed: each stage fills one folder, which becomes one layer. pip's cache stays on the builder. ----

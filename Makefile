@@ -7,6 +7,7 @@
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
 # make image-weigh  build it, weigh its layers and time its start (needs Docker)
+# make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
 # make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
@@ -25,7 +26,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -171,6 +172,21 @@ image-test: .venv/.test image
 
 image-weigh: .venv/.serve image
 	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
+
+# the stack of docker-compose.yml; its secrets are made once
+.env:
+	@umask 077; while IFS= read -r line; do case "$$line" in \
+	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
+	@mv $@.new $@; echo "made .env, with new secrets; .env.example says what else may be set in it"
+
+stack: .env image
+	docker compose up --detach --wait
+
+stack-down:
+	docker compose down
+
+stack-test: .venv/.test image
+	$(BIN)/python -m pytest -m slow tests/deploy/test_stack.py
 
 lock: .venv/.test
 	$(BIN)/python deploy/image/lock.py
