@@ -73,7 +73,7 @@ def pod(resource: Resource) -> Resource:
     return spec
 
 
-def server(resources: list[Resource]) -> Resource:
+def serving(resources: list[Resource]) -> Resource:
     """Return the container that serves."""
     (container,) = pod(find(resources, "Deployment"))["containers"]
     return dict(container)

@@ -24,7 +24,7 @@ from tests.deploy.manifests import (
     find,
     overlay,
     pod,
-    server as serving,
+    serving,
     with_component,
 )
 

@@ -9,14 +9,17 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from pathlib import Path
 
+BROKEN = (OSError, ValueError, EOFError, tarfile.TarError, zlib.error)
+"""What reading an address and an archive may raise."""
 TIMEOUT_SECONDS = 60
 """Longest that the server of the archive may be silent."""
 
 
 def fetch(url: str, sha256: str, folder: Path) -> int:
-    """Unpack the archive into a folder and return how many families it held. Raises OSError, ValueError, TarError."""
+    """Unpack the archive into a folder and return how many families it held. Raises one of BROKEN."""
     digest = hashlib.sha256()
     with tempfile.TemporaryFile(dir=folder) as archive:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
@@ -37,6 +40,6 @@ def fetch(url: str, sha256: str, folder: Path) -> int:
 if __name__ == "__main__":
     try:
         count = fetch(os.environ["ARCHIVE_URL"], os.environ["ARCHIVE_SHA256"], Path(sys.argv[1]))
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except BROKEN as error:
         sys.exit(f"families were not fetched: {error}")
     print(f"fetched {count} families; SHA-256 is right")
