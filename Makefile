@@ -3,6 +3,7 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
+# make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -20,7 +21,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family measure pictures clean
+.PHONY: serve test lint browser redis kubernetes family measure pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -46,6 +47,17 @@ redis:
 	  echo "installing redis-server for the tests of jobs"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server) >/dev/null || echo "redis-server could not be installed"; \
 	fi
+
+# checkov has an environment of its own: it pins what others need newer
+kubernetes: .venv/.test .venv/checkov redis
+	$(BIN)/yamllint --strict --config-file deploy/kubernetes/.yamllint.yaml deploy/kubernetes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' $(wildcard tests/deploy/test_kubernetes*.py)
+	@for overlay in deploy/kubernetes/overlays/*; do \
+	  kubectl kustomize $$overlay > .venv/rendered.yaml && \
+	  .venv/checkov/bin/checkov --config-file deploy/kubernetes/.checkov.yaml --file .venv/rendered.yaml || exit; done
+
+.venv/checkov: .venv/bin/python
+	$(BIN)/python -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'

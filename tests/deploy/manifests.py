@@ -22,11 +22,11 @@ Resource = dict[str, Any]
 
 
 def kustomize() -> list[str]:
-    """Return the command that renders a folder; skips where there is none. Debian's kubectl is too old to know components."""
+    """Return the command that renders a folder; skips where there is none. Debian 12's kubectl is too old."""
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
             return command
-    pytest.skip("neither kubectl (1.25 or later) nor kustomize (4.5 or later) on the PATH: manifests were not tested")
+    pytest.skip("neither kubectl (1.27 or later) nor kustomize (5 or later) on the PATH: manifests were not tested")
 
 
 def render(folder: Path) -> list[Resource]:

@@ -1,7 +1,9 @@
 """The Kubernetes manifests: they render, validate, agree with the server and among themselves. No cluster is needed."""
 
 import json
+import os
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import kubernetes_validate
 import pytest
 from prometheus_client import REGISTRY
 
+import deploy.kubernetes.prometheusrule as prometheusrule
 import server.metrics  # noqa: F401  (declares the metrics)
 from server.ending import JOIN_SECONDS
 from server.settings import Settings
@@ -24,6 +27,7 @@ from tests.deploy.manifests import (
     find,
     overlay,
     pod,
+    render,
     serving,
     with_component,
 )
@@ -246,12 +250,39 @@ def test_both_autoscalers_want_the_same_and_what_they_want_follows_from_the_sett
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (hpa["minReplicas"], hpa["maxReplicas"])
 
 
+def test_the_rules_are_those_of_prometheus() -> None:
+    assert prometheusrule.RESOURCE.read_text() == prometheusrule.resource()
+    rendered = find(with_component("monitoring"), "PrometheusRule")["spec"]["groups"]
+    assert rendered == prometheusrule.groups()
+    assert not any("haproxy" in json.dumps(group) for group in rendered)
+
+
 def test_the_way_in_waits_longer_than_a_request_may_take() -> None:
     annotations = find(with_component("ingress"), "Ingress")["metadata"]["annotations"]
     rules = find(with_component("gateway"), "HTTPRoute")["spec"]["rules"]
     limits = [annotations["haproxy.org/timeout-server"], rules[1]["timeouts"]["request"]]
     assert all(int(limit.removesuffix("s")) > Settings().request_timeout_seconds for limit in limits)
     assert rules[0]["matches"][0]["path"]["value"] == "/jobs" and rules[0]["timeouts"]["request"] == "0s"
+
+
+def test_the_overlay_that_the_docs_show_renders(tmp_path: Path) -> None:
+    shown = re.search(
+        r"^(    apiVersion: kustomize.*?)\n\n(?! )", (ROOT / "docs" / "kubernetes.md").read_text(), re.S | re.M
+    )
+    assert shown
+    text = textwrap.dedent(shown[1]).replace("../..", os.path.relpath(KUBERNETES, tmp_path))
+    (tmp_path / "kustomization.yaml").write_text(text)
+    resources = render(tmp_path)
+    container = serving(resources)
+    assert container["image"] == "registry.example.com/stepdial:0.1.0"
+    assert environment(resources, container)["STEPDIAL_MAX_WAVE"] == "32"
+    assert find(resources, "Deployment")["spec"]["replicas"] == 3 and find(resources, "Ingress")
+
+
+def test_the_docs_tell_of_every_overlay_and_component() -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    tables = "".join(line for line in text.splitlines() if line.startswith("| `"))
+    assert [name for name in [*OVERLAYS, *COMPONENTS] if f"`{name}`" not in tables] == []
 
 
 def test_no_secret_is_committed() -> None:
