@@ -9,6 +9,7 @@
 # make image-weigh  build it, weigh its layers and time its start (needs Docker)
 # make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
 # make lock    renew the image's locked requirements in deploy/image/
+# make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -26,7 +27,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -70,6 +71,17 @@ prometheus:
 # the dashboards against Grafana's own types (npm), and an alert on its whole way to a webhook (minutes)
 dashboards: .venv/.test prometheus
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_dashboard_types.py tests/deploy/test_prometheus_alerts.py
+
+# checkov has an environment of its own: it pins what others need newer
+kubernetes: .venv/.test .venv/checkov redis
+	$(BIN)/yamllint --strict --config-file deploy/kubernetes/.yamllint.yaml deploy/kubernetes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' $(wildcard tests/deploy/test_kubernetes*.py)
+	@for overlay in deploy/kubernetes/overlays/*; do \
+	  kubectl kustomize $$overlay > .venv/rendered.yaml && \
+	  .venv/checkov/bin/checkov --config-file deploy/kubernetes/.checkov.yaml --file .venv/rendered.yaml || exit; done
+
+.venv/checkov: .venv/bin/python
+	$(BIN)/python -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
