@@ -127,5 +127,7 @@ def _run(command: object) -> int:
     except* (NotServed, Disturbed, FamilyError, OSError) as errors:
         for error in errors.exceptions:
             print(f"stepdial scale: {error}", file=sys.stderr)
-        return 1
-    return 0
+        failed = True
+    else:
+        failed = False
+    return int(failed)

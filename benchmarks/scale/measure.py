@@ -98,7 +98,8 @@ class Subject:
 
 async def measure(family: Path, small_family: Path, balancer: Path, note: str) -> Costs:
     """Measure everything with this family; replicas that only wait serve the small one. Raises NotServed, Disturbed."""
-    began, found = provenance.now(), {}
+    began = provenance.now()
+    found: dict[str, Any] = {}
     with TemporaryDirectory() as name:
         async with _bench(Path(name)) as bench:
             found["three_idle_replicas"] = await _three(bench, small_family)
@@ -188,7 +189,8 @@ async def _requests(subject: Subject) -> dict[str, Any]:
 
 async def _jobs(subject: Subject) -> dict[str, Any]:
     """Jobs of one step, from their order to their end, and how one is fetched."""
-    before, ids = await _memory_used(subject), []
+    before = await _memory_used(subject)
+    ids: list[str] = []
 
     async def order() -> None:
         done = await _done(subject) + JOBS_OF_A_ROUND
@@ -217,7 +219,9 @@ async def _pending(subject: Subject) -> tuple[Pending, ...]:
 
     Those are planted: entries of the stream, read by consumers of other names, as other replicas' entries are.
     """
-    client, planted, found = subject.meter.client, [], []
+    client = subject.meter.client
+    planted: list[bytes] = []
+    found: list[Pending] = []
     for jobs in PENDING:
         for first in range(len(planted), jobs, HANDS):
             async with client.pipeline(transaction=True) as pipe:
