@@ -123,7 +123,7 @@ async def measure(family: Path, small_family: Path, balancer: Path, note: str) -
 async def _bench(folder: Path) -> AsyncIterator[Bench]:
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--appendonly", "yes"]
-    async with started(["redis-server", *options], port), Client(port=port, protocol=2) as client:
+    async with started(["redis-server", *options], port), Client(port=port, protocol=2, socket_timeout=None) as client:
         yield Bench(folder, f"redis://127.0.0.1:{port}/0", Meter(client))
 
 
