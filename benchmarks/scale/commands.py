@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,7 +19,8 @@ from benchmarks.load.commands import NEEDED
 from benchmarks.load.wishes import weights
 
 ROOT = Path(__file__).parents[2]
-COSTS = ROOT / "benchmarks" / "results" / "scale-costs.json"
+RESULTS = ROOT / "benchmarks" / "results"
+COSTS, TRIALS = RESULTS / "scale-costs.json", RESULTS / "scale-queueing.json"
 SHAPES = ROOT / "families" / "shapes"
 
 
@@ -67,13 +68,22 @@ class Measure(_Command):
     """What readers of the costs have to know, such as what the machine was shared with."""
 
 
+class Simulate(_Command):
+    """Simulate how long requests take behind a balancer, by load, number of replicas and the balancer's policy."""
+
+    out: Path = TRIALS
+    """JSON file for what came out."""
+
+
 class Report(_Command):
     """Write the tables of sizing and scale between their marks in Markdown files, and draw the pictures."""
 
+    trials: Path = TRIALS
+    """File of simulated queueing, as `stepdial scale simulate` writes it."""
     file: tuple[Path, ...] = (ROOT / "docs" / "operations.md", ROOT / "docs" / "scale.md")
     """Markdown files."""
     pictures: Path = ROOT / "docs"
-    """Folder for scale.png and queueing.png."""
+    """Folder for fleet.png and queueing.png."""
 
 
 class Scale(BaseSettings):
@@ -86,6 +96,7 @@ class Scale(BaseSettings):
 
     size: CliSubCommand[Size]
     measure: CliSubCommand[Measure]
+    simulate: CliSubCommand[Simulate]
     report: CliSubCommand[Report]
 
 
@@ -111,23 +122,69 @@ def scale(arguments: Sequence[str]) -> int:
 
 def _run(command: object) -> int:
     from benchmarks.load.client import NotServed
-    from benchmarks.scale import tables
-    from benchmarks.scale.measure import measure
     from benchmarks.scale.visitor import Disturbed
     from diffusion.family import FamilyError
 
+    failed = False
     try:
         if isinstance(command, Measure):
-            found = asyncio.run(measure(command.family, command.small_family, command.balancer, command.note))
-            found.write(command.out)
+            _measure(command)
+        elif isinstance(command, Simulate):
+            _simulate(command)
         elif isinstance(command, Report):
-            tables.report(command.family, command.costs, command.file, command.pictures)
+            _report(command)
         elif isinstance(command, Size):
-            print(tables.size(command))
-    except* (NotServed, Disturbed, FamilyError, OSError) as errors:
-        for error in errors.exceptions:
+            _size(command)
+    except* (NotServed, Disturbed, FamilyError, ValueError, OSError) as errors:
+        for error in _leaves(errors):
             print(f"stepdial scale: {error}", file=sys.stderr)
         failed = True
-    else:
-        failed = False
     return int(failed)
+
+
+def _leaves(group: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group of groups."""
+    if isinstance(group, BaseExceptionGroup):
+        for error in group.exceptions:
+            yield from _leaves(error)
+    else:
+        yield group
+
+
+def _size(command: Size) -> None:
+    from benchmarks.scale.costs import read_costs
+    from benchmarks.scale.facts import measured, server_on
+    from benchmarks.scale.report import load_lines, positions_table
+
+    frontier = measured(command.family)
+    server = server_on(frontier, read_costs(command.costs))
+    mix = {int(steps): weight for steps, weight in weights(command.mix).items()}
+    lines = load_lines(
+        frontier, server, mix, command.rate, utilisation=command.utilisation, spare=command.spare, price=command.price
+    )
+    print("\n".join([positions_table(frontier, server, command.utilisation), *lines]))
+
+
+def _measure(command: Measure) -> None:
+    from benchmarks.scale.measure import measure
+
+    asyncio.run(measure(command.family, command.small_family, command.balancer, command.note)).write(command.out)
+
+
+def _simulate(command: Simulate) -> None:
+    from benchmarks.scale.facts import measured
+    from benchmarks.scale.trials import all_trials
+
+    all_trials(measured(command.family)).write(command.out)
+
+
+def _report(command: Report) -> None:
+    from benchmarks.scale import pictures
+    from benchmarks.scale.facts import read_facts
+    from benchmarks.scale.report import write_tables
+
+    facts = read_facts(command.family, command.costs, command.trials)
+    for file in command.file:
+        write_tables(facts, file)
+    pictures.fleet(facts, command.pictures / "fleet.png")
+    pictures.queueing(facts, command.pictures / "queueing.png")

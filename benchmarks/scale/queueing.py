@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from random import Random
 from typing import Literal
 
 from benchmarks.scale.sizing import Speed
 
-Policy = Literal["leastconn", "random", "one queue"]
-"""leastconn: to the replica with the fewest requests. random: to any. one queue: requests wait together, and the replica with
-the fewest takes the next as soon as it has less than a wave of them."""
+Policy = Literal["leastconn", "random"]
+"""leastconn: to the replica with the fewest requests inside. random: to any."""
 ROWS = (4, 8, 16)
 """Sizes that waves are filled up to, so that images are exact on a processor (docs/serving.md, What a seed promises)."""
 
@@ -64,7 +64,11 @@ class Replica:
 class Fleet:
     """Replicas behind a balancer."""
 
-    def __init__(self, replicas: int, policy: Policy, speeds: Mapping[int, Speed], random: Random):
+    def __init__(
+        self, replicas: int, policy: Policy, speeds: Mapping[int, Speed], random: Random, *, room: float = inf
+    ):
+        """room: requests inside a replica above which the next waits at the balancer, in one queue for all (HAProxy: maxconn)."""
+        self._room = room
         self._replicas = [Replica() for _ in range(replicas)]
         self._policy, self._speeds, self._random = policy, speeds, random
         self._batch = max(speed.batch for speed in speeds.values())
@@ -101,7 +105,7 @@ class Fleet:
         """Hand waiting requests to replicas, as far as the policy lets them have one."""
         while self._queue:
             replica = self._choose()
-            if self._policy == "one queue" and replica.inside >= self._batch:
+            if replica.inside >= self._room:
                 return
             replica.inside += 1
             replica.put(self._queue.popleft(), now)
@@ -127,15 +131,15 @@ class Fleet:
 
 def simulate(
     replicas: int, policy: Policy, *, rate: float, speeds: Mapping[int, Speed], mix: Mapping[int, float],
-    requests: int, seed: int = 0, ignored: float = 0.2,
+    requests: int, room: float = inf, seed: int = 0, ignored: float = 0.2,
 ) -> list[tuple[int, float]]:  # fmt: skip
     """Return (steps, seconds) of requests that arrive at random, `rate` a second in all; the first share is ignored."""
-    random = Random(seed)
-    fleet, now = Fleet(replicas, policy, {steps: speeds[steps] for steps in mix}, random), 0.0
+    random, now = Random(seed), 0.0
+    fleet = Fleet(replicas, policy, {steps: speeds[steps] for steps in mix}, random, room=room)
     for number in range(requests):
         now += random.expovariate(rate)
         steps = random.choices([*mix], [*mix.values()])[0]
         fleet.until(now)
         fleet.arrive(Request(steps, now, steps, counts=number >= ignored * requests))
-    fleet.until(float("inf"))
+    fleet.until(inf)
     return [(request.steps, seconds) for request, seconds in fleet.answered if request.counts]

@@ -1,13 +1,16 @@
 """Sizing: how many replicas a load takes, from the measured frontier. Arithmetic only."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from diffusion.frontier import Position
 
 UTILISATION = 0.6
 """Share of its capacity that a replica is planned to be used at: the rest is for bursts, checks and a lost neighbour."""
+
+MIX = {1: 5.0, 4: 3.0, 16: 1.0}
+"""Mix of dial positions that the documents reckon with: many quick ones, some better, few best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def survivors(rate: float, capacity: float, replicas: int, lost: int = 1) -> flo
     return rate / (capacity * (replicas - lost)) if replicas > lost else math.inf
 
 
-def speeds_of(positions: Iterator[Position] | tuple[Position, ...]) -> dict[int, Speed]:
+def speeds_of(positions: Iterable[Position]) -> dict[int, Speed]:
     """Return the speed of each dial position; where it was measured in several ways, of the slowest of them."""
     found: dict[int, Speed] = {}
     for speed in map(Speed.of, positions):
