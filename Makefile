@@ -20,7 +20,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family measure pictures clean
+.PHONY: serve test lint browser redis family measure pictures scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -129,6 +129,11 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# what follows from the frontier for a fleet; `stepdial scale measure` takes longer, and needs Redis, HAProxy and Prometheus
+scale: .venv/.test
+	$(BIN)/stepdial scale simulate
+	$(BIN)/stepdial scale report
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info
