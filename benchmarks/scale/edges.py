@@ -10,14 +10,27 @@ import aiohttp
 from benchmarks.scale.costs import Balancer, Prometheus
 from benchmarks.scale.meter import ROUNDS, summed
 from benchmarks.scale.processes import cpu_seconds, free_port, resident_bytes, started
+from benchmarks.scale.visitor import Disturbed
 
 SERVERS = 100
 """Replicas that the balancer is told of, all of them the one that there is: it checks each every second."""
 SCRAPED = (1, 41)
-"""Targets of Prometheus, all of them the one replica that there is."""
+"""Targets of Prometheus, all of them one page of a replica's metrics, which HAProxy holds: a replica would be kept busy."""
 CHECK_SECONDS = 5.0
-SCRAPE_SECONDS = 5
+SCRAPE_SECONDS = 2
 """Interval of Prometheus while it is measured."""
+SCRAPES = 15
+"""Scrapes of each target that are measured."""
+PAGE = """global
+    tune.bufsize 4194304
+defaults
+    mode http
+    timeout client 10s
+frontend page
+    bind 127.0.0.1:{port}
+    http-request return status 200 content-type "text/plain; version=0.0.4" file {file}
+"""
+"""A configuration of HAProxy that answers everything with a file."""
 SETTLED_SECONDS = 45.0
 """How long Prometheus may take until its memory tells something."""
 
@@ -51,26 +64,34 @@ async def balancer(
     )
 
 
-async def prometheus(folder: Path, replica: str) -> Prometheus:
-    """Measure Prometheus that scrapes the replica at this address, once and as many."""
+async def prometheus(folder: Path, metrics: str) -> Prometheus:
+    """Measure Prometheus that scrapes what this URL of a replica answers now, once and as many."""
     memory, taken, samples = [], [], []
-    for targets in SCRAPED:
-        port = free_port()
-        file = folder / f"prometheus-{targets}.yml"
-        file.write_text(_scrapes(replica, targets))
-        command = [
-            "prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / f'series-{targets}'}",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
-        ]  # fmt: skip
-        async with started(command, port) as pid:
-            await asyncio.sleep(SETTLED_SECONDS)
-            before = cpu_seconds(pid), await _metric(port, "prometheus_tsdb_head_samples_appended_total")
-            await asyncio.sleep(4 * SCRAPE_SECONDS)
-            after = cpu_seconds(pid), await _metric(port, "prometheus_tsdb_head_samples_appended_total")
-            taken.append(after[0] - before[0])
-            samples.append(after[1] - before[1])
-            memory.append((resident_bytes(pid), await _metric(port, "prometheus_tsdb_head_series")))
+    (folder / "metrics.txt").write_text(await _text(metrics))
+    page = free_port()
+    (folder / "page.cfg").write_text(PAGE.format(port=page, file=folder / "metrics.txt"))
+    async with started(["haproxy", "-db", "-q", "-f", str(folder / "page.cfg")], page):
+        for targets in SCRAPED:
+            port = free_port()
+            file = folder / f"prometheus-{targets}.yml"
+            file.write_text(_scrapes(f"127.0.0.1:{page}", targets))
+            command = [
+                "prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / f'series-{targets}'}",
+                f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+            ]  # fmt: skip
+            async with started(command, port) as pid:
+                await asyncio.sleep(SETTLED_SECONDS)
+                before = cpu_seconds(pid), await _metric(port, "prometheus_tsdb_head_samples_appended_total")
+                await asyncio.sleep(SCRAPES * SCRAPE_SECONDS)
+                after = cpu_seconds(pid), await _metric(port, "prometheus_tsdb_head_samples_appended_total")
+                taken.append(after[0] - before[0])
+                samples.append(after[1] - before[1])
+                memory.append((resident_bytes(pid), await _metric(port, "prometheus_tsdb_head_series")))
     (small, few), (large, many) = memory
+    if not samples[1] > samples[0] > 0:
+        raise Disturbed(
+            f"Prometheus kept {samples[0]:g} samples of {SCRAPED[0]} target and {samples[1]:g} of {SCRAPED[1]}"
+        )
     return Prometheus(
         memory_bytes_per_series=(large - small) / (many - few),
         cpu_seconds_per_sample=(taken[1] - taken[0]) / (samples[1] - samples[0]),

@@ -36,7 +36,7 @@ HANDS = 16
 REQUESTS = 100
 """Requests of each round."""
 JOBS_OF_A_ROUND = 48
-DRAWN = {1: 192, 2: 128, 4: 96, 8: 64, 16: 48, 32: 16}
+DRAWN = {1: 192, 2: 128, 4: 96, 8: 64, 16: 48}
 """Images drawn of each dial position."""
 CROWD = 48
 """Requests in flight while drawing is measured: three full waves."""
@@ -98,7 +98,7 @@ class Subject:
 
 async def measure(family: Path, small_family: Path, balancer: Path, note: str) -> Costs:
     """Measure everything with this family; replicas that only wait serve the small one. Raises NotServed, Disturbed."""
-    began = provenance.now()
+    began, commit = provenance.now(), provenance.commit()
     found: dict[str, Any] = {}
     with TemporaryDirectory() as name:
         async with _bench(Path(name)) as bench:
@@ -109,7 +109,7 @@ async def measure(family: Path, small_family: Path, balancer: Path, note: str) -
                 found |= await _everything(bench, server, balancer)
     return Costs(
         command=provenance.command(),
-        commit=provenance.commit(),
+        commit=commit,
         measured_at=began,
         note=note,
         machine=f"{provenance.device_name(torch.device('cpu'))} of {os.cpu_count()}, Linux {platform.release()}",
@@ -158,14 +158,14 @@ async def _everything(bench: Bench, server: Host, balancer: Path) -> dict[str, A
         found |= await _requests(subject)
         found |= await _jobs(subject)
         found["pending"] = await _pending(subject)
-        found["replica"] = await _replica(subject, start)
-        found["balancer"] = await _balancer(bench, subject, balancer)
-        found["prometheus"] = await edges.prometheus(bench.folder, subject.address)
-        found["memory"] = await _memory(subject, found.pop("done_job_bytes"), found.pop("cached_image_bytes"))
-        found["watch"] = await _watch(subject)
         await each((partial(first.draw, body) for body in subject.bodies(1) * BURST), at_once=BURST)
         connections = len(await meter.client.client_list()) - 1
         found["connections"] = Connections(idle=idle_connections, after_burst=connections, burst=BURST)
+        found["replica"] = await _replica(subject, start)
+        found["balancer"] = await _balancer(bench, subject, balancer)
+        found["prometheus"] = await edges.prometheus(bench.folder, f"{url}/metrics")
+        found["memory"] = await _memory(subject, found.pop("done_job_bytes"), found.pop("cached_image_bytes"))
+        found["watch"] = await _watch(subject)
     return found
 
 
@@ -199,7 +199,7 @@ async def _jobs(subject: Subject) -> dict[str, Any]:
         while await _done(subject) < done:
             await asyncio.sleep(0.05)
 
-    found: dict[str, Any] = {"job": await subject.meter.cost(order, JOBS_OF_A_ROUND)}
+    found: dict[str, Any] = {"job": await subject.meter.cost(order, JOBS_OF_A_ROUND, by_looks=False)}
     found["done_job_bytes"] = (await _memory_used(subject) - before) / len(ids)
     known = ids[:JOBS_OF_A_ROUND]
 

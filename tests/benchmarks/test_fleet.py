@@ -58,9 +58,7 @@ def test_of_the_measured_costs_a_quiet_fleet_takes_what_its_idle_replicas_take()
 def test_more_requests_never_take_less_of_anything(rate: float, jobs: float, hits: float):
     fewer = Traffic(rate=rate, seconds=0.2, job_share=jobs, hit_share=hits)
     more = dataclasses.replace(fewer, rate=2 * rate)
-    for less, much in zip(
-        components(COMMITTED, fewer, Limits()), components(COMMITTED, more, Limits()), strict=True
-    ):
+    for less, much in zip(components(COMMITTED, fewer, Limits()), components(COMMITTED, more, Limits()), strict=True):
         assert much.load(10) >= less.load(10)
         assert much.saturates_at <= less.saturates_at
 
@@ -68,7 +66,10 @@ def test_more_requests_never_take_less_of_anything(rate: float, jobs: float, hit
 @given(st.floats(1, 200), st.integers(2, 50))
 def test_twice_the_limit_carries_twice_the_replicas_where_nothing_is_quadratic(rate: float, times: int):
     traffic = Traffic(rate=rate, seconds=0.2)
-    one, many = part("Redis: memory", traffic), part("Redis: memory", traffic, Limits(redis_bytes=times * Limits.redis_bytes))
+    one, many = (
+        part("Redis: memory", traffic),
+        part("Redis: memory", traffic, Limits(redis_bytes=times * Limits.redis_bytes)),
+    )
     assume(one.linear > 0)
     assert many.saturates_at == pytest.approx(times * one.saturates_at)
 
