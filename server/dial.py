@@ -132,6 +132,26 @@ class Dial:
             encode_seconds=forecasts[plan].encode_seconds if forecasts else 0.0,
         )
 
+    def repeat(self, request: GenerateRequest, plan: Plan) -> Wish:
+        """Return what to draw of a request whose plan and seed were decided before, whatever has been measured since.
+
+        Raises FieldRefused.
+        """
+        self._check_room(request, plan.steps)
+        seed = 0 if request.seed is None else request.seed
+        order = Order(request, None, Terms(consent=False), self._condition(request), seed)
+        return Wish(
+            model=self._family.name,
+            samples=self._samples(order, plan),
+            steps=plan.steps,
+            student="+".join(plan.members),
+            seed=seed,
+            steps_requested=plan.steps,
+            reason=None,
+            deadline_seconds=None,
+            arrived=perf_counter(),
+        )
+
     def estimate(self, request: GenerateRequest) -> Estimate:
         """Return what `turn` would choose now, and what each position would take. Raises what `turn` raises, but for deadlines."""
         order, ways = self._understand(request), self._open_to(request)
@@ -184,11 +204,15 @@ class Dial:
             raise FieldRefused("n", f"at most {self._max_images} images can be asked for at once")
         steps = _wished(request) or self.default_steps
         asked = None if steps == "auto" else self._asked(request, steps)
-        if asked and asked.plan.steps * request.n > self._max_evaluations:
-            raise FieldRefused("n", f"{request.n} images of {steps} steps are more than this server's queue can hold")
+        if asked:
+            self._check_room(request, asked.plan.steps)
         terms, condition = _terms(request, asked), self._condition(request)
         seed = secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed
         return Order(request, asked, terms, condition, seed)
+
+    def _check_room(self, request: GenerateRequest, steps: int) -> None:
+        if steps * request.n > self._max_evaluations:
+            raise FieldRefused("n", f"{request.n} images of {steps} steps are more than this server's queue can hold")
 
     def _open_to(self, request: GenerateRequest) -> list[Way]:
         """The ways that a request's plan and guidance allow and that the queue could hold."""

@@ -139,5 +139,24 @@ class JobGivenUp(Exception):
     """The job was begun as often as is allowed and never finished: it may be what ends the servers that draw it."""
 
 
+class JobUnreadable(Exception):
+    """Another version of the server wrote the job, and none that can read it has come for it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it was accepted by another version of this server, and no replica can read it; order it again"
+        )
+
+
+class EditionGone(Exception):
+    """No replica serves the family of a job any more, with the weights that it was accepted for."""
+
+    def __init__(self, model: str):
+        super().__init__(
+            f"no replica serves the family {model!r} as it was when the job was accepted; order it again to have it "
+            "drawn by the present one"
+        )
+
+
 class KeyReused(Exception):
     """The idempotency key stands for a job with another body."""

@@ -132,8 +132,13 @@ def _cache(settings: Settings, redis: Redis | None) -> ResultCache:
 def _job_store(settings: Settings, redis: Redis | None) -> JobStore:
     max_jobs, keep = settings.max_jobs, settings.job_result_seconds
     if redis:
-        lease = settings.job_lease_seconds
-        return RedisJobs(redis, max_jobs=max_jobs, result_seconds=keep, lease_seconds=lease)
+        return RedisJobs(
+            redis,
+            max_jobs=max_jobs,
+            result_seconds=keep,
+            lease_seconds=settings.job_lease_seconds,
+            orphan_seconds=settings.job_orphan_seconds,
+        )
     return MemoryJobs(max_jobs=max_jobs, result_seconds=keep, max_bytes=settings.job_bytes)
 
 

@@ -10,10 +10,12 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 from diffusion.family import MANIFEST, Family, FamilyError, open_family
+from diffusion.plans import Plan
 from server import metrics
+from server.content import edition
 from server.device import Device
 from server.dial import Dial, Lease, Wish
-from server.failures import FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory
+from server.failures import EditionGone, FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory
 from server.pace import Timing
 from server.samples import Turn, Underway
 from server.schemas import GenerateRequest
@@ -33,6 +35,8 @@ class Served:
     device: Device
     state: Literal["loading", "ready", "leaving"]
     """Only a ready one is chosen for new requests; whether the server draws at all, the scheduler knows."""
+    edition: str
+    """What tells it from other families of its name (content.py)."""
     leases: WeakSet[Lease] = field(default_factory=WeakSet)
     """Those of the wishes that are not answered yet."""
 
@@ -44,6 +48,10 @@ class Served:
     def turn(self, request: GenerateRequest) -> Wish:
         """Return what to draw, with a lease on the family. Raises what Dial.turn raises."""
         return replace(self.dial.turn(request), lease=Lease(self.leases))
+
+    def repeat(self, request: GenerateRequest, plan: Plan) -> Wish:
+        """Return what Dial.repeat returns, with a lease on the family. Raises what it raises."""
+        return replace(self.dial.repeat(request, plan), lease=Lease(self.leases))
 
 
 def weights_bytes(family: Family) -> int:
@@ -93,12 +101,12 @@ class Roster:
         names = ", ".join(repr(served.family.name) for served in self.ready)
         raise ModelUnknown(f"no model of that name is served; served is {names}")
 
-    def keep_to(self, name: str) -> Served:
-        """Return the family that accepted work is of, though it may be leaving. Raises ModelUnknown where it has left."""
-        served = self._served.get(name)
-        if served is None or served.state == "loading":
-            raise ModelUnknown(f"the family {name!r} of this work is not served any more")
-        return served
+    def keep_to(self, edition: str) -> Served:
+        """Return the family that accepted work is of, though it may be leaving. Raises EditionGone where it has left."""
+        for served in self:
+            if served.edition == edition and served.state != "loading":
+                return served
+        raise EditionGone(edition.partition("@")[0])
 
     def family(self, name: str) -> Family:
         """Return a family that wishes are drawn with, whether new requests may choose it or not."""
@@ -172,7 +180,7 @@ class Roster:
                 f"the networks of family {family.name!r} take {size} bytes; "
                 f"{self._memory_bytes} are allowed for all families and {used} are taken"
             )
-        served = Served(family, self._make_dial(family), self._make_device(family), state)
+        served = Served(family, self._make_dial(family), self._make_device(family), state, edition(family))
         self._served[family.name] = served
         return served
 

@@ -91,8 +91,8 @@ def reading_routes(roster: Roster, scheduler: Scheduler, server: ServerInfo) -> 
             raise DeviceLost("the device loop has ended")
         if scheduler.state == "starting":
             raise NotReady("the networks are being loaded, warmed up and checked")
-        if scheduler.state == "draining":
-            raise NotReady("the server is about to end and takes no new work")
+        if scheduler.leaving:
+            raise NotReady("the server is about to end")
         return Status(status="ready")
 
     @router.get("/", include_in_schema=False)

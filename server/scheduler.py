@@ -45,6 +45,8 @@ class Scheduler:
         self.max_evaluations = max_evaluations
         self.pace = Pace(max_wave)
         """What waves take, kept up to date."""
+        self.leaving = False
+        """Whether the server is about to end: balancers should look elsewhere, though it may still take work."""
         self.shorten_all = False
         """Whether samples that have alternatives are to end as soon as these allow, promised or not."""
         self._hang_seconds = hang_seconds
@@ -126,8 +128,13 @@ class Scheduler:
             await asyncio.gather(*self._waves.values(), return_exceptions=True)
             self._thread.close()
 
+    def leave(self) -> None:
+        """Be no longer ready to whoever asks, and take work all the same."""
+        self.leaving = True
+
     async def drain(self, seconds: float) -> None:
         """Refuse new work and return when what was accepted is answered: after so many seconds with NotReady."""
+        self.leave()
         if self.state != "stopped":
             self.state = "draining"
         try:
@@ -142,7 +149,7 @@ class Scheduler:
     def publish(self) -> None:
         """Set the gauges of what is waiting; called when metrics are read, since nobody looks at them between."""
         waiting = sum(ticket.number == 0 for ticket in self._unanswered)
-        metrics.READY.set(self.state == "ready")
+        metrics.READY.set(self.state == "ready" and not self.leaving)
         metrics.PENDING_LIMIT.set(self.max_evaluations)
         metrics.SAMPLES_WAITING.set(waiting)
         metrics.SAMPLES_RUNNING.set(len(self._unanswered) - waiting)
