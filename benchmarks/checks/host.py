@@ -16,7 +16,7 @@ from benchmarks.load.client import Client, NotServed
 from benchmarks.load.wishes import Steps, Wishes, weights
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60
+START_SECONDS = 180
 """How long a process may take until it listens."""
 
 

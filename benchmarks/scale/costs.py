@@ -33,15 +33,13 @@ class Redis(_Record):
 
 
 class Pending(_Record):
-    """What looking for a job takes of Redis while so many jobs are being drawn, anywhere."""
+    """What a replica that has nothing to do takes of Redis while so many jobs are being drawn, by others."""
 
     jobs: int
-    looks_per_second: float
-    """How often a replica looks that has nothing to do."""
     cpu_seconds: float
-    """Main thread's time of one look, over and above one beside no jobs."""
+    """Main thread's time in a second, over and above that beside no jobs."""
     calls: float
-    """Commands that Redis ran for it, likewise."""
+    """Commands that Redis ran in a second, likewise."""
 
 
 class Memory(_Record):
@@ -120,7 +118,7 @@ class Costs(_Record):
     three_idle_replicas: Redis
     """One second of three of them, to see whether it is three times as much."""
     miss: Redis
-    """One request that names no rate limit, is not in the cache, is drawn and kept."""
+    """One request that names a seed, is not in the cache, is drawn and kept; by a key without a rate limit."""
     hit: Redis
     """One request that is answered from the cache."""
     limited_hit: Redis

@@ -22,8 +22,10 @@ class Traffic:
     seconds: float
     """How long a request that is drawn at once is in the server."""
     job_share: float = 0.1
-    hit_share: float = 0.1
-    """Of the requests that are no jobs."""
+    seeded_share: float = 0.2
+    """Of the requests that are no jobs, those that name their seed: others are neither looked for in the cache nor kept."""
+    hit_share: float = 0.5
+    """Of those, the ones that the cache has."""
     limited_share: float = 1.0
     """Requests of callers with a rate limit."""
     job_seconds: float = 2.0
@@ -31,7 +33,7 @@ class Traffic:
     watched_share: float = 0.5
     """Of the jobs, whose events are followed from order to end."""
     watched_seconds: float = 5.0
-    cache_seconds: float = 3600.0
+    cache_seconds: float = 600.0
     result_seconds: float = 3600.0
     positions: int = 12
     """Dial positions that are asked for."""
@@ -102,8 +104,11 @@ class Component:
         return 2 * self.limit / (self.linear + root)
 
 
-def look_slope(pending: Sequence[Pending]) -> float:
-    """Return the processor seconds that each job in anybody's hands adds to one look for a job: least squares through 0."""
+def pending_slope(pending: Sequence[Pending]) -> float:
+    """Return the processor seconds a second that each job in anybody's hands adds to a replica with nothing to do.
+
+    Least squares through 0.
+    """
     squares = sum(found.jobs**2 for found in pending)
     return max(0.0, sum(found.jobs * found.cpu_seconds for found in pending) / squares) if squares else 0.0
 
@@ -114,9 +119,13 @@ def components(costs: Costs, traffic: Traffic, limits: Limits) -> list[Component
 
 
 def _redis(costs: Costs, traffic: Traffic, limits: Limits) -> list[Component]:
-    looks = costs.pending[0].looks_per_second + traffic.jobs
-    drawn = traffic.asked * (1 - traffic.hit_share) + traffic.jobs
-    kept = drawn * traffic.cache_seconds * costs.memory.cached_image
+    kept = (
+        traffic.asked
+        * traffic.seeded_share
+        * (1 - traffic.hit_share)
+        * traffic.cache_seconds
+        * costs.memory.cached_image
+    )
     done = traffic.jobs * traffic.result_seconds * costs.memory.done_job
     flow = max(per_replica(costs, traffic, "bytes_in"), per_replica(costs, traffic, "bytes_out"))
     return [
@@ -125,7 +134,7 @@ def _redis(costs: Costs, traffic: Traffic, limits: Limits) -> list[Component]:
             limits.redis_cores,
             "cores",
             per_replica(costs, traffic, "cpu_seconds"),
-            looks * look_slope(costs.pending) * traffic.hands,
+            pending_slope(costs.pending) * traffic.hands,
         ),
         Component("Redis: memory", limits.redis_bytes, "bytes", kept + done),
         Component("Redis: connections, quiet", limits.redis_clients, "connections", costs.connections.idle),
@@ -141,12 +150,12 @@ def per_replica(costs: Costs, traffic: Traffic, what: str) -> float:
         found = getattr(cost, what)
         return float(getattr(found, "mean", found))
 
-    asked = traffic.hit_share * of(costs.hit) + (1 - traffic.hit_share) * of(costs.miss)
+    seeded = traffic.hit_share * of(costs.hit) + (1 - traffic.hit_share) * of(costs.miss)
     charge = traffic.limited_share * (of(costs.limited_hit) - of(costs.hit))
     watching = traffic.watched_share * traffic.watched_seconds * of(costs.watch)
     return (
         of(costs.idle_replica)
-        + traffic.asked * asked
+        + traffic.asked * traffic.seeded_share * seeded
         + traffic.rate * charge
         + traffic.jobs * (of(costs.job) + of(costs.fetch) + watching)
     )

@@ -27,8 +27,8 @@ from benchmarks.scale.processes import cpu_seconds, free_port, started
 from benchmarks.scale.visitor import AT_ONCE, Body, Disturbed, Visitor, each, end
 from diffusion import provenance
 
-JOBS, GROUP = "{stepdial}:jobs", "replicas"
-"""Where the job store keeps who draws what (server/jobs_scripts.py)."""
+STREAMS, GROUP = "{stepdial}:jobs*", "replicas"
+"""Where the job store keeps who draws what: a stream of the family that is served (server/jobs_scripts.py)."""
 PENDING = (0, 16, 160, 480, 960)
 """Jobs in other replicas' hands beside which looking for a job is measured."""
 HANDS = 16
@@ -199,7 +199,7 @@ async def _jobs(subject: Subject) -> dict[str, Any]:
         while await _done(subject) < done:
             await asyncio.sleep(0.05)
 
-    found: dict[str, Any] = {"job": await subject.meter.cost(order, JOBS_OF_A_ROUND, by_looks=False)}
+    found: dict[str, Any] = {"job": await subject.meter.cost(order, JOBS_OF_A_ROUND, by_beats=False)}
     found["done_job_bytes"] = (await _memory_used(subject) - before) / len(ids)
     known = ids[:JOBS_OF_A_ROUND]
 
@@ -215,45 +215,36 @@ async def _done(subject: Subject) -> float:
 
 
 async def _pending(subject: Subject) -> tuple[Pending, ...]:
-    """What the replica's looking for jobs takes beside jobs that others draw.
+    """What a replica that looks for jobs takes beside jobs that others draw.
 
     Those are planted: entries of the stream, read by consumers of other names, as other replicas' entries are.
     """
     client = subject.meter.client
+    (stream,) = [key async for key in client.scan_iter(match=STREAMS, _type="stream")]
     planted: list[bytes] = []
     found: list[Pending] = []
     for jobs in PENDING:
         for first in range(len(planted), jobs, HANDS):
             async with client.pipeline(transaction=True) as pipe:
                 for number in range(first, first + HANDS):
-                    pipe.xadd(JOBS, {"id": f"job_{number}"})
-                pipe.xreadgroup(GROUP, f"planted-{first}", {JOBS: ">"}, count=HANDS)
+                    pipe.xadd(stream, {"id": f"job_{number}"})
+                pipe.xreadgroup(GROUP, f"planted-{first}", {stream: ">"}, count=HANDS)
                 planted += (await pipe.execute())[:HANDS]
-        found.append(await _look(subject, jobs))
+        found.append(await _beside(subject, stream, jobs))
     async with client.pipeline() as pipe:
-        pipe.xack(JOBS, GROUP, *planted)
-        pipe.xdel(JOBS, *planted)
+        pipe.xack(stream, GROUP, *planted)
+        pipe.xdel(stream, *planted)
         await pipe.execute()
     return tuple(found)
 
 
-async def _look(subject: Subject, jobs: int) -> Pending:
-    """What one look takes more than beside no jobs, and how many there are a second."""
-    client = subject.meter.client
-    before, began = await client.info("commandstats"), perf_counter()
+async def _beside(subject: Subject, stream: bytes, jobs: int) -> Pending:
+    """What a second of a replica with nothing to do takes more than beside no jobs."""
     took = await subject.meter.cost_per_second(SECONDS)
-    after, seconds = await client.info("commandstats"), perf_counter() - began
-    looks = (_calls(after, "xreadgroup") - _calls(before, "xreadgroup")) / seconds
-    left = (await client.xpending(JOBS, GROUP))["pending"]
-    if left != jobs or not looks:
-        raise Disturbed(f"{jobs} jobs were planted, {left} are left, and the replica looked {looks:g} times a second")
-    return Pending(
-        jobs=jobs, looks_per_second=looks, cpu_seconds=took.cpu_seconds.mean / looks, calls=took.calls / looks
-    )
-
-
-def _calls(stats: dict[str, Any], command: str) -> float:
-    return float(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
+    left = (await subject.meter.client.xpending(stream, GROUP))["pending"]
+    if left != jobs:
+        raise Disturbed(f"{jobs} jobs were planted and {left} are left")
+    return Pending(jobs=jobs, cpu_seconds=took.cpu_seconds.mean, calls=took.calls)
 
 
 async def _memory_used(subject: Subject) -> float:
@@ -263,12 +254,12 @@ async def _memory_used(subject: Subject) -> float:
 
 
 async def _memory(subject: Subject, done_job: float, cached_image: float) -> Memory:
-    """What jobs that wait occupy; they go on waiting afterwards. A job that is done has put its image into the cache, too."""
+    """What jobs that wait occupy; they go on waiting afterwards."""
     before = await _memory_used(subject)
     bodies = subject.bodies(WAITING, LONG_STEPS)
     await each(partial(subject.free.order, body) for body in bodies)
     waiting = (await _memory_used(subject) - before) / WAITING
-    return Memory(waiting_job=waiting, done_job=done_job - cached_image, cached_image=cached_image)
+    return Memory(waiting_job=waiting, done_job=done_job, cached_image=cached_image)
 
 
 async def _replica(subject: Subject, start: tuple[int, int]) -> Replica:

@@ -27,8 +27,8 @@ class Count:
     bytes_out: float = 0.0
     cpu_seconds: float = 0.0
     seconds: float = 0.0
-    looks: float = 0.0
-    """How often replicas looked for a job."""
+    beats: float = 0.0
+    """How often replicas asked how many jobs there are, which each does twice a second."""
 
     def less(self, other: "Count", times: float = 1.0) -> "Count":
         """Return the difference to so many times the other."""
@@ -63,35 +63,35 @@ class Meter:
     async def look(self) -> Count:
         """Return the sums up to now."""
         found = await self.client.info("everything")
-        calls, looks = float(found["total_commands_processed"]), found.get("cmdstat_xreadgroup", {}).get("calls", 0)
+        calls, beats = float(found["total_commands_processed"]), found.get("cmdstat_xlen", {}).get("calls", 0)
         flows = float(found["total_net_input_bytes"]), float(found["total_net_output_bytes"])
-        return Count(calls, *flows, sum(float(found[name]) for name in CPU), time.perf_counter(), looks)
+        return Count(calls, *flows, sum(float(found[name]) for name in CPU), time.perf_counter(), beats)
 
-    async def during(self, act: Callable[[], Awaitable[None]], *, by_looks: bool = False) -> Count:
+    async def during(self, act: Callable[[], Awaitable[None]], *, by_beats: bool = False) -> Count:
         """Return what happened because of the action.
 
-        by_looks: what happens all the time is taken to have happened as often as a replica looked for a job, which a busy one
-        does less often; otherwise for as long as it took.
+        by_beats: what happens all the time is taken to have happened as often as the replica's beats, which are slower when it is
+        busy; otherwise for as long as it took.
         """
         before = await self.look()
         await act()
         await asyncio.sleep(SETTLE_SECONDS)
         all_of_it = (await self.look()).less(before).less(self._own)
-        return all_of_it.less(self._always, self._times(all_of_it.seconds, all_of_it.looks if by_looks else None))
+        return all_of_it.less(self._always, self._times(all_of_it.seconds, all_of_it.beats if by_beats else None))
 
-    def _times(self, seconds: float, looks: float | None) -> float:
+    def _times(self, seconds: float, beats: float | None) -> float:
         """How many seconds' worth of what happens all the time has happened."""
-        return seconds if looks is None or not self._always.looks else looks / self._always.looks
+        return seconds if beats is None or not self._always.beats else beats / self._always.beats
 
     async def per_second(self, seconds: float) -> Count:
         """Return what happens in one second of the next."""
         found = await self.during(lambda: asyncio.sleep(seconds))
         return found.over(found.seconds or seconds + SETTLE_SECONDS)
 
-    async def cost(self, act: Callable[[], Awaitable[None]], number: int, *, by_looks: bool = True) -> Redis:
-        """Return what one of the `number` things takes that the action does; it is done several times. by_looks: see during."""
-        commands = await self._sent(act, by_looks=by_looks) / number
-        counts = [(await self.during(act, by_looks=by_looks)).over(number) for _ in range(ROUNDS)]
+    async def cost(self, act: Callable[[], Awaitable[None]], number: int, *, by_beats: bool = True) -> Redis:
+        """Return what one of the `number` things takes that the action does; it is done several times. by_beats: see during."""
+        commands = await self._sent(act, by_beats=by_beats) / number
+        counts = [(await self.during(act, by_beats=by_beats)).over(number) for _ in range(ROUNDS)]
         return _as_cost(counts, commands)
 
     async def cost_per_second(self, seconds: float, number: int = 1) -> Redis:
@@ -100,16 +100,16 @@ class Meter:
         counts = [(await self.per_second(seconds)).over(number) for _ in range(ROUNDS)]
         return _as_cost(counts, commands)
 
-    async def _sent(self, act: Callable[[], Awaitable[None]], *, by_looks: bool = False) -> float:
+    async def _sent(self, act: Callable[[], Awaitable[None]], *, by_beats: bool = False) -> float:
         """Return how many commands clients sent because of it; Redis's monitor tells them from those of scripts."""
-        sent, looks, began = 0, 0, time.perf_counter()
+        sent, beats, began = 0, 0, time.perf_counter()
         async with self.client.monitor() as monitor:
 
             async def listen() -> None:
-                nonlocal sent, looks
+                nonlocal sent, beats
                 async for command in monitor.listen():
                     sent += command["client_type"] != "lua"
-                    looks += command["command"].startswith("XREADGROUP")
+                    beats += command["command"].startswith("XLEN")
 
             listening = asyncio.create_task(listen())
             await act()
@@ -117,7 +117,7 @@ class Meter:
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
-        return sent - self._always_sent * self._times(time.perf_counter() - began, looks if by_looks else None)
+        return sent - self._always_sent * self._times(time.perf_counter() - began, beats if by_beats else None)
 
 
 def _as_cost(counts: list[Count], commands: float) -> Redis:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.scale.costs import Measured, Redis
 from benchmarks.scale.facts import Facts
-from benchmarks.scale.fleet import Limits, components, look_slope, per_replica, series_per_replica
+from benchmarks.scale.fleet import Limits, components, pending_slope, per_replica, series_per_replica
 from benchmarks.scale.sizing import (
     MIX,
     UTILISATION,
@@ -72,7 +72,8 @@ def load_lines(
     hours = MILLION * replicas / rate / 3600
     lines = [
         f"a request takes {evaluations:.2f} evaluations; a replica answers {capacity:.1f} requests/s at most",
-        f"{rate:g} requests/s ({rate * evaluations:,.0f} evaluations/s): {replicas} replicas, each at {rate / capacity / replicas:.0%}",
+        f"{rate:g} requests/s ({rate * evaluations:,.0f} evaluations/s): {replicas} replicas, "
+        f"each at {rate / capacity / replicas:.0%}",
         f"when {spare} of them is gone: {survivors(rate, capacity, replicas, spare):.0%}"
         if spare
         else "no replica to spare",
@@ -110,12 +111,12 @@ def costs_table(facts: Facts) -> str:
 
 def _others(facts: Facts) -> list[list[str]]:
     costs, memory, replica = facts.costs, facts.costs.memory, facts.costs.replica
-    looks = costs.pending[0].looks_per_second
     drawing = ", ".join(f"{s}: {1000 * t:.1f}" for s, t in replica.drawing_cpu_seconds.items())
     positions = facts.traffic().positions
+    small = (replica.hit_cpu_seconds, replica.check_cpu_seconds, replica.scrape_cpu_seconds)
     return [
-        ["Redis: looks for a job of a replica with nothing to do", f"{looks:.1f} a second"],
-        ["Redis: main thread, more for each look and each job in anybody's hands", f"{1e6 * look_slope(costs.pending):.2f} µs"],
+        ["Redis: main thread, a second, of each replica with nothing to do and each job in others' hands",
+         f"{1e6 * pending_slope(costs.pending):.3f} µs"],
         ["Redis: memory of a job that waits, a job that is done, an image in the cache",
          f"{memory.waiting_job:,.0f}, {memory.done_job:,.0f}, {memory.cached_image:,.0f} bytes"],
         ["Redis: connections of a quiet replica, and after a burst of "
@@ -124,7 +125,7 @@ def _others(facts: Facts) -> list[list[str]]:
         ["balancer: a health check", _micro(costs.balancer.check_cpu_seconds)],
         ["replica: an image by steps, waves full, HTTP and encoding too", f"{drawing} ms"],
         ["replica: a request answered from the cache, a health check, a scrape",
-         ", ".join(f"{1000 * s:.2f}" for s in (replica.hit_cpu_seconds, replica.check_cpu_seconds, replica.scrape_cpu_seconds)) + " ms"],
+         ", ".join(f"{1000 * s:.2f}" for s in small) + " ms"],
         [f"Prometheus: series of a replica with {positions} positions in use, the balancer's about it too",
          f"{series_per_replica(costs, positions):,.0f}; {replica.bytes_per_series:.0f} bytes of text each"],
         ["Prometheus: memory of a series, processor time of a sample",
@@ -202,8 +203,9 @@ def _traffic(facts: Facts) -> str:
         f"Each replica: {t.rate:.1f} requests/s ({mix}; {evaluations_per_request(MIX):.1f} evaluations each; "
         f"{UTILISATION:.0%} of {facts.server.capacity(mixed(facts.speeds, MIX)):.1f}), {in_flight(t.rate, t.seconds):.1f} of "
         f"them inside ({1000 * t.seconds:.0f} ms, simulated). {t.job_share:.0%} are jobs, half of them followed for "
-        f"{t.watched_seconds:g} s; {t.hit_share:.0%} of the others come from the cache; all are charged to a rate limit; images "
-        f"and results are kept for {t.cache_seconds / 3600:g} h; scrapes every {Limits().scrape_seconds:g} s."
+        f"{t.watched_seconds:g} s; {t.seeded_share:.0%} of the others name their seed, {t.hit_share:.0%} of which the "
+        f"cache has; all are charged to a rate limit; images are kept for {t.cache_seconds / 60:g} minutes, results for "
+        f"{t.result_seconds / 3600:g} h; scrapes every {Limits().scrape_seconds:g} s."
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scale.commands import COSTS
 from benchmarks.scale.costs import Pending, read_costs
-from benchmarks.scale.fleet import Component, Limits, Traffic, components, look_slope, per_replica
+from benchmarks.scale.fleet import Component, Limits, Traffic, components, pending_slope, per_replica
 
 positive = st.floats(min_value=1e-6, max_value=1e6)
 
@@ -26,13 +26,13 @@ def test_what_takes_nothing_is_never_reached():
 
 
 @given(st.floats(0, 1e-3), st.lists(st.integers(1, 5000), min_size=1, max_size=6))
-def test_the_slope_of_looking_for_jobs_is_found_again_in_what_it_makes(slope: float, jobs: list[int]):
-    pending = [Pending(jobs=n, looks_per_second=10, cpu_seconds=slope * n, calls=0) for n in jobs]
-    assert look_slope(pending) == pytest.approx(slope, abs=1e-12)
+def test_the_slope_beside_jobs_is_found_again_in_what_it_makes(slope: float, jobs: list[int]):
+    pending = [Pending(jobs=n, cpu_seconds=slope * n, calls=0) for n in jobs]
+    assert pending_slope(pending) == pytest.approx(slope, abs=1e-12)
 
 
 def test_a_slope_is_never_negative_however_noisy_the_measurement():
-    assert look_slope([Pending(jobs=16, looks_per_second=10, cpu_seconds=-1e-6, calls=0)]) == 0
+    assert pending_slope([Pending(jobs=16, cpu_seconds=-1e-6, calls=0)]) == 0
 
 
 def test_jobs_in_hand_follow_littles_law_up_to_a_waves_worth():
