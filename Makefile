@@ -20,12 +20,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family measure pictures scale clean
+.PHONY: serve test lint browser redis haproxy family measure pictures scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis
+test: lint browser redis haproxy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -45,6 +45,13 @@ redis:
 	@if ! command -v redis-server >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing redis-server for the tests of jobs"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server) >/dev/null || echo "redis-server could not be installed"; \
+	fi
+
+# the tests of serving behind a balancer want HAProxy; where it cannot be had they say so (and fail if CI=true)
+haproxy:
+	@if ! PATH=$$PATH:/usr/sbin command -v haproxy >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing haproxy for the tests of serving behind a balancer"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
 	fi
 
 .venv/bin/python:

@@ -18,12 +18,25 @@
 stepdial COMMAND --help tells more.
 """
 
+import os
 import sys
+
+BROKEN_PIPE = 141
+"""Exit status of a program that wrote to a reader who had gone, as shells have it: 128 + SIGPIPE."""
 
 
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
-    arguments = sys.argv[1:]
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `stepdial families | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return BROKEN_PIPE
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if arguments else 2

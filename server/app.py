@@ -18,7 +18,7 @@ from server.job_orders import Orders
 from server.job_routes import job_routes
 from server.openai import openai_routes
 from server.rooms import Rooms, make_rooms
-from server.routes import PAGE, drawing_routes, metrics_routes, reading_routes
+from server.routes import PAGE, drawing_routes, health_routes, metrics_routes, page_routes, reading_routes
 from server.settings import Settings
 
 DESCRIPTION = "Images in as few or as many network evaluations as you choose; what each choice gives was measured."
@@ -70,12 +70,14 @@ def _route(app: FastAPI, rooms: Rooms) -> None:
     app.include_router(drawing_routes(roster, rooms.studio))
     orders = Orders(roster, rooms.jobs, rooms.feeder, scheduler)
     app.include_router(job_routes(orders, rooms.jobs, rooms.feeder))
-    app.include_router(reading_routes(roster, scheduler, server))
+    app.include_router(reading_routes(roster, server))
+    app.include_router(health_routes(scheduler))
     app.include_router(estimate_routes(roster))
     app.include_router(openai_routes(roster, rooms.studio))
     if rooms.backstage is None:
         app.include_router(metrics_routes(scheduler))
     if rooms.backstage is None and rooms.keyring:
         app.include_router(admin_routes(roster))
+    app.include_router(page_routes(with_metrics=rooms.backstage is None))
     app.mount("/page", StaticFiles(directory=PAGE))
     metrics.BUILD_INFO.labels(server.commit, server.device).set(1)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
 from server import journal
+from server.command_line import readable, told
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     Returns the exit status: 0 after an orderly end, 1 when the family is refused or the device is lost, 2 for a wrong
     argument.
     """
-    source: CliSettingsSource = CliSettingsSource(Settings, cli_prog_name="stepdial serve")
+    source = readable(CliSettingsSource(Settings, cli_prog_name="stepdial serve"))
     try:
         settings = CliApp.run(
             Settings,
@@ -33,8 +34,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         )
     except ValidationError as error:
         for item in error.errors():
-            sentence = ": ".join([*map(str, item["loc"][:1]), item["msg"].removeprefix("Value error, ")])
-            print(f"stepdial serve: {sentence}; --help tells more", file=sys.stderr)
+            print(f"stepdial serve: {told(item, Settings)}; --help tells more", file=sys.stderr)
         return 2
     journal.configure(settings.log_level, settings.log_format)
 

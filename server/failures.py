@@ -1,6 +1,18 @@
 """What can go wrong between a valid request and its images, in words that know neither HTTP nor the device."""
 
+import json
 import math
+
+SHOWN = 60
+"""Characters of a value that a message repeats."""
+
+
+def shown(value: object) -> str:
+    """Return a value of a request as a message repeats it: as JSON on one line, cut where it is long."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, default=lambda other: type(other).__name__)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 class NotReady(Exception):

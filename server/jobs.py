@@ -99,7 +99,10 @@ def patient(body: GenerateRequest) -> GenerateRequest:
     if body.stream:
         raise FieldRefused("stream", "a job is not waited for; GET /jobs/{id}/events tells how it goes")
     if body.deadline_ms is not None:
-        raise FieldRefused("deadline_ms", "a job is not waited for and has no deadline; POST /generate keeps one")
+        raise FieldRefused(
+            "deadline_ms",
+            f"deadline_ms is {body.deadline_ms:g}; a job is not waited for and has none, POST /generate keeps one",
+        )
     return body.model_copy(update={"allow_degrade": False})
 
 

@@ -28,7 +28,9 @@ def translated(body: ImagesRequest, family: Family) -> GenerateRequest:
     if body.stream and body.n not in (None, 1):
         raise FieldRefused("n", f"a stream shows one image, n is {body.n}; leave out stream to get several")
     if body.partial_images and not body.stream:
-        raise FieldRefused("partial_images", "partial images are sent in a stream; say stream: true")
+        raise FieldRefused(
+            "partial_images", f"partial_images is {body.partial_images}; they are sent in a stream, say stream: true"
+        )
     own = body.model_dump(include=OWN, exclude_none=True)
     if not own.get("prompt"):  # their client cannot leave it out
         own.pop("prompt", None)

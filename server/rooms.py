@@ -95,7 +95,13 @@ def make_rooms(settings: Settings, families: Sequence[Family], make_device: Call
     ledger = RedisBuckets(redis) if redis else Buckets()
     jobs, encoders = _job_store(settings, redis), EncodePool(settings.encode_threads)
     roster = Roster(
-        make_dial, make_device, measure, jobs.needs, memory_bytes=settings.memory_bytes, root=settings.families
+        make_dial,
+        make_device,
+        measure,
+        lambda name: scheduler.pace.forget(name),
+        jobs.needs,
+        memory_bytes=settings.memory_bytes,
+        root=settings.families,
     )
     scheduler = Scheduler(
         roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds

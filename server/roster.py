@@ -15,7 +15,7 @@ from server import metrics
 from server.content import edition
 from server.device import Device
 from server.dial import Dial, Lease, Wish
-from server.failures import EditionGone, FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory
+from server.failures import EditionGone, FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory, shown
 from server.pace import Timing
 from server.samples import Turn, Underway
 from server.schemas import GenerateRequest
@@ -67,15 +67,16 @@ class Roster:
         make_dial: Callable[[Family], Dial],
         make_device: Callable[[Family], Device],
         measure: Callable[[Served, Iterable[Timing]], Awaitable[None]],
+        forget: Callable[[str], None],
         is_needed: Callable[[str], bool] = lambda name: False,
         *,
         memory_bytes: int | None = None,
         root: Path | None = None,
     ):
-        """measure takes in how fast a family is that is loaded later; root holds the families that may be. is_needed
-        says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
+        """measure takes in how fast a family is that is loaded later, forget lets go of that; root holds the families that
+        may be. is_needed says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
         self._make_dial, self._make_device, self._measure = make_dial, make_device, measure
-        self._is_needed = is_needed
+        self._forget_pace, self._is_needed = forget, is_needed
         self._memory_bytes, self._root = memory_bytes, root
         self._served: dict[str, Served] = {}
 
@@ -99,7 +100,7 @@ class Roster:
             if model in (None, served.family.name):
                 return served
         names = ", ".join(repr(served.family.name) for served in self.ready)
-        raise ModelUnknown(f"no model of that name is served; served is {names}")
+        raise ModelUnknown(f"model {shown(model)} is not served; served is {names}")
 
     def keep_to(self, edition: str) -> Served:
         """Return the family that accepted work is of, though it may be leaving. Raises EditionGone where it has left."""
@@ -134,7 +135,7 @@ class Roster:
         a family or with one that must not be served, FamilyConflict, MemoryExceeded.
         """
         if self._root is None or not (self._root / folder / MANIFEST).is_file():
-            raise FieldRefused("folder", "there is no family of that name in the folder that --families names")
+            raise FieldRefused("folder", f"there is no family {shown(folder)} in the folder that --families names")
         try:
             family = await asyncio.to_thread(open_family, self._root / folder)
             served = self._admit(family, "loading")
@@ -158,7 +159,7 @@ class Roster:
         """
         served = self._served.get(name)
         if served is None:
-            raise ModelUnknown("no family of that name is loaded")
+            raise ModelUnknown(f"no family {shown(name)} is loaded")
         if served.state != "ready":
             raise FamilyConflict(f"family {name!r} is {served.state}")
         if len(self.ready) == 1:
@@ -168,6 +169,7 @@ class Roster:
             await asyncio.sleep(DRAIN_SECONDS)
             gc.collect()  # a wish that was refused before it was drawn may be held by its traceback, in a cycle
         del self._served[name]
+        self._forget_pace(name)
         _forget(served.family)
         log.info("family %s is unloaded", name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,12 +85,14 @@ class Scheduler:
         deadline: float | None = None,
         preview: Preview | None = None,
         progress: Progress | None = None,
+        spent: Callable[[int], None] | None = None,
     ) -> list[Drawn]:
         """Return the images of all samples, or raise for all of them; cancel this to drop the work.
 
         deadline: when they are promised, a time of perf_counter; it orders the waves and lets samples end by one of their
         alternatives, but late images are returned too. preview is called after every hop of a sample but its last,
-        progress after every hop, both on the event loop; what they raise fails the sample.
+        progress after every hop, both on the event loop; what they raise fails the sample. spent is called once, however it
+        ends, with the evaluations that were begun for the samples.
         Raises NotReady, Overloaded (all or none are accepted), DrawFailed, DeviceLost.
         """
         if self.state != "ready":
@@ -106,6 +108,8 @@ class Scheduler:
             return await asyncio.gather(*(ticket.image for ticket in tickets))
         finally:
             self._forget(tickets)
+            if spent:
+                spent(sum(ticket.boarded for ticket in tickets))
 
     async def run(self) -> None:
         """Prepare the device, then draw until cancelled or the device is lost. Answers everyone before it ends."""
@@ -243,7 +247,10 @@ class Scheduler:
         for ticket in taken:
             self._shorten(ticket)
         self._enqueue([ticket for ticket in taken if ticket.need != lane.need])
-        return [ticket for ticket in taken if ticket.need == lane.need]
+        aboard = [ticket for ticket in taken if ticket.need == lane.need]
+        for ticket in aboard:
+            ticket.boarded = ticket.number + 1
+        return aboard
 
     def _shorten(self, ticket: Ticket) -> None:
         """Let a sample end by an alternative: in time, if one is, else at the earliest, if its own plan is not."""
@@ -338,8 +345,9 @@ class Scheduler:
         if failure is not error:
             failure.__cause__ = error
         for ticket in wave.tickets:
-            metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
-            ticket.fail(failure)
+            if not ticket.image.done():  # what those took who have left was counted when they left
+                metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
+                ticket.fail(failure)
 
     def _measure(self, wave: Wave, samples: int, seconds: float) -> None:
         need = wave.need

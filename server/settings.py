@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _somebody_is_not_trusted(cls, networks: tuple[IPvAnyNetwork, ...]) -> tuple[IPvAnyNetwork, ...]:
-        if any(network.prefixlen == 0 for network in networks):  # type: ignore[attr-defined]
+        if any(network.prefixlen == 0 for network in networks):
             raise ValueError("a network of all addresses would let every client claim any address; name the balancers")
         return networks
 

@@ -14,6 +14,7 @@ from diffusion.plans import Hop, Plan, student_plan
 from server.account import account_headers, account_of
 from server.dial import Wish
 from server.pace import Timing
+from server.promises import DWELL_SECONDS
 from server.samples import Sample
 from server.schemas import Timings
 from server.studio import Picture
@@ -209,6 +210,29 @@ def searched(family: Family) -> Family:
         update={"positions": (*family.frontier.positions, *rows), "rescues": (rescue,)}
     )
     return Family(family.folder, family.manifest, frontier)
+
+
+def test_a_way_that_was_measured_on_other_numbers_of_images_is_not_taken_for_the_best(family: Family) -> None:
+    found = searched(family)
+    assert found.frontier
+    *others, four = found.frontier.positions
+    few = found.frontier.model_copy(update={"positions": (*others, four.model_copy(update={"samples": 10}))})
+    with Desk(Family(family.folder, family.manifest, few)) as desk:
+        assert desk.ask(PROMPT | {"steps": 4, "plan": "auto"}).json()["student"] == "student-4"
+        assert desk.ask(PROMPT | {"steps": 4, "plan": "searched"}).json()["student"] == "student-4+student-1"
+
+
+def test_asking_what_would_be_drawn_moves_no_brown_out(family: Family) -> None:
+    with SlowDesk(family, 1.0, brownout_high_seconds=5.0, brownout_low_seconds=1.0) as desk:
+        desk.device.gate.clear()
+        waiting = desk.ask_later(steps=32)
+        wait_until(lambda: value(desk, "stepdial_pending_evaluations") == 32)
+        for _ in range(4):
+            estimate = desk.client.post("/estimate", json=PROMPT | {"steps": "auto"}).json()
+            assert estimate["degraded"] is False and value(desk, "stepdial_brownout_level") == 0
+            time.sleep(DWELL_SECONDS * 1.1)
+        desk.device.gate.set()
+        assert waiting.result().status_code == 200
 
 
 def test_plan_says_which_networks_take_the_steps(family: Family) -> None:
