@@ -27,7 +27,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -202,6 +202,11 @@ stack-test: .venv/.test image
 
 lock: .venv/.test
 	$(BIN)/python deploy/image/lock.py
+
+# what follows from the frontier for a fleet; `stepdial scale measure` takes longer, and needs Redis, HAProxy and Prometheus
+scale: .venv/.test
+	$(BIN)/stepdial scale simulate
+	$(BIN)/stepdial scale report
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info

@@ -7,6 +7,7 @@
   ablate     train short distillations that differ in one thing, and measure each
   bench      put load on a server and report latency by steps, throughput, goodput
   check      try a promise of the server under load: overload, fairness, disconnects, invariance
+  scale      size a fleet from the frontier, measure what replicas cost what they share, report what many would
   report     write the measured table into a Markdown file
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
@@ -69,6 +70,10 @@ def _command(arguments: list[str]) -> int:
         from benchmarks.checks.commands import check
 
         return check(arguments[1:])
+    if arguments[0] == "scale":
+        from benchmarks.scale.commands import scale
+
+        return scale(arguments[1:])
     if arguments[0] == "keys":
         from server.keys_command import keys
 
