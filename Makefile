@@ -3,6 +3,7 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
+# make stack   build the image and bring up the fleet of docker-compose.yml; make stack-down ends it, make stack-test tries it
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -20,12 +21,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis family measure pictures clean
+.PHONY: serve test lint browser redis haproxy family measure pictures clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis
+test: lint browser redis haproxy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -46,6 +47,30 @@ redis:
 	  echo "installing redis-server for the tests of jobs"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server) >/dev/null || echo "redis-server could not be installed"; \
 	fi
+
+# the tests of the balancer want HAProxy; where it cannot be had they say so (and fail if CI=true)
+haproxy:
+	@if ! command -v haproxy >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing haproxy for the tests of the balancer"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
+	fi
+
+# the stack of docker-compose.yml; its secrets are made once
+.PHONY: stack stack-down stack-test
+
+.env:
+	@umask 077; while IFS= read -r line; do case "$$line" in \
+	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
+	@mv $@.new $@; echo "made .env, with new secrets; .env.example says what else may be set in it"
+
+stack: .env
+	docker compose up --build --detach --wait
+
+stack-down:
+	docker compose down
+
+stack-test: .venv/.test
+	$(BIN)/python -m pytest -m slow tests/deploy/test_stack.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
