@@ -51,7 +51,7 @@ async def _drills(settings) -> int:  # type: ignore[no-untyped-def]
     from deploy.drills.loopback import loopback
 
     broken = 0
-    async with {"loopback": loopback, "compose": compose}[settings.stack](settings) as stack:
+    async with loopback(settings) if settings.stack == "loopback" else compose(settings) as stack:
         for name in settings.drills:
             result = await drill(name, stack, settings)
             settings.results.mkdir(exist_ok=True)

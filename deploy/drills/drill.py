@@ -30,6 +30,7 @@ COMPARED = 8
 async def drill(name: DrillName, stack: Stack, settings: DrillSettings) -> DrillResult:
     """Run a drill on a stack that is up, and leave it whole. Raises StackBroken, Unexpected."""
     chosen, began_at = DRILLS[name], provenance.now()
+    commit = provenance.commit()
     async with Client(stack.url, timeout_seconds=TIMEOUT_SECONDS) as client:
         served = await client.models()
         load = Load(client, served["data"][0], settings)
@@ -63,7 +64,7 @@ async def drill(name: DrillName, stack: Stack, settings: DrillSettings) -> Drill
         family=served["data"][0]["name"],
         stack=stack.kind,
         does=chosen.does,
-        commit=provenance.commit(),
+        commit=commit,
         machine=f"{provenance.processor()}, {len(os.sched_getaffinity(0))} core(s)",
         versions=await stack.versions() | {"python": platform.python_version(), "aiohttp": aiohttp.__version__},
         settings=settings.model_dump(mode="json", exclude={"family", "results", "file", "note", "names"}),

@@ -25,6 +25,8 @@ class Drill:
     """What may be refused meanwhile, with Retry-After: never more than what needs the part that is away."""
     hangs: bool = False
     """Whether those whom the broken replica has may fail, until it is found out."""
+    felt: bool = False
+    """Whether orders have to be refused meanwhile, or else nothing was broken."""
     forgets: bool = False
     """Whether the store loses what it had, so that jobs have to be ordered again under their keys."""
     degrades: bool = False
@@ -127,14 +129,15 @@ DRILLS: Mapping[DrillName, Drill] = {
     "kill-replica": Drill("a replica is killed (SIGKILL) and started again later", kill_replica),
     "hang-replica": Drill("a replica hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica, hangs=True),
     "restart-redis": Drill("Redis is stopped in order and started at once", restart_redis, refuses="orders"),
-    "lose-redis": Drill("Redis is killed and started again later on its data", lose_redis, refuses="orders"),
-    "hang-redis": Drill("Redis hangs (SIGSTOP), then goes on", hang_redis, refuses="orders"),
+    "lose-redis": Drill("Redis is killed and started again later on its data", lose_redis, refuses="orders", felt=True),
+    "hang-redis": Drill("Redis hangs (SIGSTOP), then goes on", hang_redis, refuses="orders", felt=True),
     "empty-redis": Drill("everything in Redis is deleted", empty_redis, refuses="orders", forgets=True),
     "reload-balancer": Drill(f"the balancer reloads {RELOADS} times", reload_balancer),
     "rolling-update": Drill("every replica is stopped (SIGTERM) and started, one after the other", rolling_update),
     "full-disk-logs": Drill("the disk that replicas log to is full, then has room", full_disk_of_a_replica),
     "full-disk-redis": Drill(
-        "the disk of Redis's append-only file is full, then has room", full_disk_of_redis, refuses="orders"
+        "the disk of Redis's append-only file is full, then has room", full_disk_of_redis, refuses="orders",
+        felt=True,
     ),
     "overload": Drill("four times more than the stack can do is asked for", overload, refuses="everything"),
     "overload-degrade": Drill(

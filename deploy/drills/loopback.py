@@ -86,7 +86,7 @@ class Loopback:
             f"replica-{number}": Process([*serve, "--port", str(port)], logs / f"replica-{number}", REDIS_URL=redis_url)
             for number, port in enumerate(replica_ports, 1)
         }
-        self.replicas = tuple(self._parts)
+        self.replicas: Sequence[str] = tuple(self._parts)
         self._parts[REDIS] = Process(
             ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--requirepass", password]
             + [

@@ -14,13 +14,13 @@ import aiohttp
 
 from benchmarks.load.client import Client
 
-LOOK_SECONDS = 0.3
-"""How often a client looks at a job."""
+LOOK_SECONDS = (0.3, 3.0)
+"""How often a client looks at a job: soon at first, later whenever its age has grown by a tenth."""
 AGAIN_SECONDS = 0.5
 """How long a client waits after a failure that says nothing about it."""
 LONGEST_WAIT_SECONDS = 5.0
 """How long a client waits at most, whatever Retry-After says."""
-TIMEOUT = aiohttp.ClientTimeout(total=10)
+TIMEOUT = aiohttp.ClientTimeout(total=30)
 """When a client takes an order or a look to be lost, and repeats it."""
 
 
@@ -77,13 +77,9 @@ class Order:
         return self.accepted_at is not None and (self.forgotten > 0 or not self.results)
 
     async def run(self) -> None:
-        """Order, look until the job has ended, fetch. Goes on until it succeeds or is cancelled. Raises Unexpected."""
-        await self.place()
-        while not await self._ended():
-            await asyncio.sleep(LOOK_SECONDS)
+        """Order, look until the job has ended, fetch. Goes on until it has or is cancelled. Raises Unexpected."""
+        await self.repeat()
         self.done_at = self._now()
-        if self.state == "done":
-            await self.fetch()
 
     async def place(self) -> None:
         """Order until accepted: the first time, or once more under the same key."""
@@ -97,10 +93,11 @@ class Order:
             self.ids.append(job)
 
     async def repeat(self) -> None:
-        """Order the same again, which makes no second job unless the first was forgotten, and fetch the result again."""
+        """Do the same again, which makes no second job unless the first was forgotten, and fetches the result again."""
         await self.place()
         while not await self._ended():
-            await asyncio.sleep(LOOK_SECONDS)
+            soon, late = LOOK_SECONDS
+            await asyncio.sleep(min(late, max(soon, (self._now() - self.ordered_at) / 10)))
         if self.state == "done":
             await self.fetch()
 

@@ -77,12 +77,12 @@ def _orders(drill: Drill, found: Attempted) -> Finding:
     """Judge POST /jobs, attempt by attempt."""
     failures = "".join(f", {count} x {outcome}" for outcome, count in found.failures.items())
     refusals_bad = drill.refuses == "nothing" and not drill.hangs and found.refused > 0
-    promised = "none failed" if drill.refuses != "nothing" else "none refused, none failed"
+    promised = {"nothing": "none refused, none failed"}.get(drill.refuses, "none failed")
     return Finding(
         what=f"{found.sent} attempts to order",
         found=f"{found.answered} answered, {found.refused} refused, {found.failed} failed{failures}",
-        promised="repeated until accepted" if drill.hangs else promised,
-        kept=drill.hangs or (found.failed == 0 and not refusals_bad),
+        promised="repeated until accepted" if drill.hangs else promised + ", some refused" * drill.felt,
+        kept=drill.hangs or (found.failed == 0 and not refusals_bad and found.refused >= drill.felt),
     )
 
 
