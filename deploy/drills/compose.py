@@ -46,7 +46,8 @@ class Compose:
 
     async def empty_redis(self) -> None:
         """As Stack says; the container's environment has the password."""
-        await self._inside(REDIS, "redis-cli FLUSHALL")
+        if (answer := await self._inside(REDIS, "redis-cli FLUSHALL")) != "OK":
+            raise StackBroken(f"redis was not emptied: {answer}")
 
     async def fill(self, part: str) -> None:
         """As Stack says: of Redis that of /data, of a replica /tmp, the only place that it can write to."""

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
+from redis.asyncio import Redis
 
 from deploy.drills.settings import ROOT, DrillSettings
 from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
@@ -71,7 +72,7 @@ class Loopback:
         password, ports = secrets.token_hex(8), _free_ports(3 + settings.replicas)
         redis_port, balancer_port, admin_port, *replica_ports = ports
         redis_url = f"redis://:{password}@127.0.0.1:{redis_port}/0"
-        self._redis_cli = ("redis-cli", "--no-auth-warning", "-u", redis_url)
+        self._redis_url = redis_url
         self.url, self.metrics_url = f"http://127.0.0.1:{balancer_port}", f"http://127.0.0.1:{admin_port}/metrics"
         logs = self._disks["logs"]
         serve = [
@@ -171,7 +172,8 @@ class Loopback:
 
     async def empty_redis(self) -> None:
         """As Stack says."""
-        await run(*self._redis_cli, "FLUSHALL")
+        async with Redis.from_url(self._redis_url) as client:
+            await client.flushall()
 
     async def fill(self, part: str) -> None:
         """As Stack says; the replicas log to one disk."""
@@ -206,7 +208,7 @@ class Loopback:
 @asynccontextmanager
 async def loopback(settings: DrillSettings) -> AsyncIterator[Loopback]:
     """Bring a stack up, and down again with everything it wrote when the block ends. Raises StackBroken."""
-    for program in ("haproxy", "redis-server", "redis-cli"):
+    for program in ("haproxy", "redis-server"):
         if shutil.which(program) is None:
             raise StackBroken(f"{program} is not installed (Debian: apt-get install haproxy redis-server)")
     with tempfile.TemporaryDirectory(prefix="drills-") as folder:

@@ -92,8 +92,8 @@ def _lost(drill: Drill, jobs: Jobs) -> Finding:
         return Finding(
             what=f"{jobs.accepted} accepted jobs, whose store was emptied",
             found=f"{found}; {jobs.done} results in the end",
-            promised="what is gone is a 404, and ordered again under its key it is drawn",
-            kept=jobs.done == jobs.accepted == jobs.ordered,
+            promised="ordered again under its key, what is gone is a new job and is drawn",
+            kept=jobs.done == jobs.accepted == jobs.ordered and jobs.doubled > 0,
         )
     return Finding(
         what=f"{jobs.accepted} accepted jobs of {jobs.ordered} orders",
