@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run drills, or write their table; arguments as on the command line.
 
     Returns the exit status: 0 if every promise was kept, 1 if not or if the stack did not do its part, 2 for a wrong
-    argument.
+    argument, 130 after SIGINT or SIGTERM.
     """
     try:
         from benchmarks.load.client import NotServed
@@ -36,21 +36,25 @@ def main(arguments: Sequence[str]) -> int:
     if "table" in settings.names:
         write_table(settings.results, settings.file)
         return 0
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # what it started is ended in either case
     try:
         return asyncio.run(_drills(settings))
+    except asyncio.CancelledError:
+        return 130
     except (NotServed, StackBroken, Unexpected) as error:
         print(f"deploy.drills: {error}", file=sys.stderr)
         return 1
 
 
 async def _drills(settings) -> int:  # type: ignore[no-untyped-def]
-    """Run the drills on one stack; return the exit status."""
+    """Run the drills on one stack; return the exit status. Raises CancelledError after SIGINT or SIGTERM."""
     from deploy.drills.compose import compose
     from deploy.drills.drill import drill
     from deploy.drills.loopback import loopback
 
-    broken = 0
+    this, broken = asyncio.current_task(), 0
+    assert this
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended in either case
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     async with loopback(settings) if settings.stack == "loopback" else compose(settings) as stack:
         for name in settings.drills:
             result = await drill(name, stack, settings)

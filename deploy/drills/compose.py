@@ -20,6 +20,10 @@ class Compose:
         self.replicas: Sequence[str] = replicas
         self._containers = containers
 
+    async def metrics_of(self, replica: str) -> str:
+        """As Stack says; its address may be another one after each start."""
+        return f"http://{await _address(replica)}:9000/metrics"
+
     async def kill(self, part: str) -> None:
         """As Stack says; the restart policy leaves alone what was killed by hand."""
         await self._docker("kill", part)
@@ -96,14 +100,14 @@ async def compose(settings: DrillSettings) -> AsyncIterator[Compose]:
             f"project {settings.project!r} has no container of {missing[0]}; docker compose up --wait starts it"
         )
     containers = {BALANCER: found[BALANCER][0], REDIS: found[REDIS][0], **{name: name for name in found["stepdial"]}}
-    addresses = await run(
-        "docker",
-        "inspect",
-        "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}",
-        containers[BALANCER],
-    )
-    yield Compose(settings.url, f"http://{addresses.split()[0]}:8404/metrics", found["stepdial"], containers)
+    metrics_url = f"http://{await _address(containers[BALANCER])}:8404/metrics"
+    yield Compose(settings.url, metrics_url, found["stepdial"], containers)
+
+
+async def _address(container: str) -> str:
+    """Return an address of a container; this machine reaches all of Docker's networks."""
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+    return (await run("docker", "inspect", "--format", form, container)).split()[0]
 
 
 async def _containers(project: str, service: str) -> list[str]:

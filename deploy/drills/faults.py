@@ -35,7 +35,7 @@ class Drill:
 
 async def kill_replica(scene: Scene) -> None:
     """End a replica by SIGKILL while it draws, and start it again later."""
-    name, stack = scene.stack.replicas[0], scene.stack
+    name, stack = await scene.busy_replica(), scene.stack
     await scene.act(f"{name} is killed", stack.kill(name))
     await asyncio.sleep(scene.hold)
     await scene.act(f"{name} is started", stack.start(name))
@@ -43,7 +43,7 @@ async def kill_replica(scene: Scene) -> None:
 
 async def hang_replica(scene: Scene) -> None:
     """Stop a replica in its tracks, longer than its leases last, and let it go on."""
-    name, stack = scene.stack.replicas[0], scene.stack
+    name, stack = await scene.busy_replica(), scene.stack
     await scene.act(f"{name} hangs", stack.freeze(name))
     await asyncio.sleep(scene.hold)
     await scene.act(f"{name} goes on", stack.thaw(name))
@@ -126,8 +126,10 @@ async def overload_degrade(scene: Scene) -> None:
 
 
 DRILLS: Mapping[DrillName, Drill] = {
-    "kill-replica": Drill("a replica is killed (SIGKILL) and started again later", kill_replica),
-    "hang-replica": Drill("a replica hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica, hangs=True),
+    "kill-replica": Drill("a replica with jobs in hand is killed (SIGKILL) and started again later", kill_replica),
+    "hang-replica": Drill(
+        "a replica with jobs in hand hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica, hangs=True
+    ),
     "restart-redis": Drill("Redis is stopped in order and started at once", restart_redis, refuses="orders"),
     "lose-redis": Drill("Redis is killed and started again later on its data", lose_redis, refuses="orders", felt=True),
     "hang-redis": Drill("Redis hangs (SIGSTOP), then goes on", hang_redis, refuses="orders", felt=True),
@@ -136,8 +138,7 @@ DRILLS: Mapping[DrillName, Drill] = {
     "rolling-update": Drill("every replica is stopped (SIGTERM) and started, one after the other", rolling_update),
     "full-disk-logs": Drill("the disk that replicas log to is full, then has room", full_disk_of_a_replica),
     "full-disk-redis": Drill(
-        "the disk of Redis's append-only file is full, then has room", full_disk_of_redis, refuses="orders",
-        felt=True,
+        "the disk of Redis's append-only file is full, then has room", full_disk_of_redis, refuses="orders", felt=True
     ),
     "overload": Drill("four times more than the stack can do is asked for", overload, refuses="everything"),
     "overload-degrade": Drill(

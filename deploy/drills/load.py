@@ -1,6 +1,7 @@
 """The load of a drill: clients who ask for images at random times and wait, and clients who order them."""
 
 import asyncio
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -82,9 +83,9 @@ class Load:
         wishes, random = self._wishes(weights(self._settings.job_mix), 6), Random(7)
         with suppress(TimeoutError):
             async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as group:
-                for number, at in enumerate(self._until_stopped(arrivals("poisson", self._settings.job_rate, random))):
+                for at in self._until_stopped(arrivals("poisson", self._settings.job_rate, random)):
                     await asyncio.sleep(max(0.0, self.began + at - perf_counter()))
-                    body = wishes.next()[1] | {"seed": random.randrange(2**53), "determinism": "exact"}
-                    self.orders.append(Order(self._client, body, f"{random.getrandbits(64):x}-{number}", self.began))
+                    body = wishes.next()[1] | {"seed": secrets.randbelow(2**53), "determinism": "exact"}
+                    self.orders.append(Order(self._client, body, secrets.token_hex(16), self.began))
                     group.create_task(self.orders[-1].run())
                 patience.reschedule(asyncio.get_running_loop().time() + self._settings.patience)

@@ -22,6 +22,8 @@ from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 DISK_MIB = 8
 """Size of each disk that can be filled."""
+REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy noeviction'
+"""As in docker-compose.yml."""
 END_SECONDS = 60
 """How long a part may take to end after SIGTERM."""
 
@@ -68,51 +70,36 @@ class Loopback:
     kind = "loopback"
 
     def __init__(self, settings: DrillSettings, folder: Path):
-        self._folder, self._disks = folder, {part: folder / part for part in ("logs", REDIS)}
-        password, ports = secrets.token_hex(8), _free_ports(3 + settings.replicas)
-        redis_port, balancer_port, admin_port, *replica_ports = ports
-        redis_url = f"redis://:{password}@127.0.0.1:{redis_port}/0"
-        self._redis_url = redis_url
-        self.url, self.metrics_url = f"http://127.0.0.1:{balancer_port}", f"http://127.0.0.1:{admin_port}/metrics"
-        logs = self._disks["logs"]
-        serve = [
-            sys.executable,
-            "-m",
-            "server",
-            "--family",
-            str(settings.family.resolve()),
-            *shlex.split(settings.serve),
-        ]
-        self._parts = {
-            f"replica-{number}": Process([*serve, "--port", str(port)], logs / f"replica-{number}", REDIS_URL=redis_url)
-            for number, port in enumerate(replica_ports, 1)
-        }
-        self.replicas: Sequence[str] = tuple(self._parts)
-        self._parts[REDIS] = Process(
-            ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--requirepass", password]
-            + [
-                "--dir",
-                str(self._disks[REDIS]),
-                "--save",
-                "",
-                "--appendonly",
-                "yes",
-                "--maxmemory-policy",
-                "noeviction",
-            ],
-            folder / "redis.log",
-        )
+        self._disks = {part: folder / part for part in ("logs", REDIS)}
+        password = secrets.token_hex(8)
+        redis, clients, admin, *replicas = _free_ports(3 + settings.replicas)
+        self._redis_url = f"redis://:{password}@127.0.0.1:{redis}/0"
+        self.url, self.metrics_url = f"http://127.0.0.1:{clients}", f"http://127.0.0.1:{admin}/metrics"
+        self._ports = {f"replica-{number}": port for number, port in enumerate(replicas, 1)}
+        self.replicas: Sequence[str] = tuple(self._ports)
         backend = folder / "replicas.cfg"
-        servers = (
-            f"    server {name} 127.0.0.1:{port}\n" for name, port in zip(self.replicas, replica_ports, strict=True)
-        )
-        backend.write_text("backend stepdial from replicas\n" + "".join(servers))
-        self._parts[BALANCER] = Process(
-            ["haproxy", "-W", "-db", "-f", str(CONFIGURATION), "-f", str(backend)],
-            folder / "balancer.log",
-            BALANCER_BIND=f"127.0.0.1:{balancer_port}",
-            BALANCER_ADMIN=f"127.0.0.1:{admin_port}",
-        )
+        servers = [f"    server {name} 127.0.0.1:{port}" for name, port in self._ports.items()]
+        backend.write_text("\n".join(["backend stepdial from replicas", *servers, ""]))
+        self._parts = {name: self._replica(name, settings) for name in self.replicas} | {
+            REDIS: Process(
+                shlex.split(
+                    f"redis-server --port {redis} --bind 127.0.0.1 --requirepass {password} {REDIS_FLAGS} --dir"
+                )
+                + [str(self._disks[REDIS])],
+                folder / "redis.log",
+            ),
+            BALANCER: Process(
+                ["haproxy", "-W", "-db", "-f", str(CONFIGURATION), "-f", str(backend)],
+                folder / "balancer.log",
+                BALANCER_BIND=f"127.0.0.1:{clients}",
+                BALANCER_ADMIN=f"127.0.0.1:{admin}",
+            ),
+        }
+
+    def _replica(self, name: str, settings: DrillSettings) -> "Process":
+        serve = [sys.executable, "-m", "server", "--family", str(settings.family.resolve()), "--port"]
+        command = [*serve, str(self._ports[name]), *shlex.split(settings.serve)]
+        return Process(command, self._disks["logs"] / name, REDIS_URL=self._redis_url)
 
     async def up(self) -> None:
         """Start every part; replicas then warm up by themselves."""
@@ -143,6 +130,10 @@ class Loopback:
         for disk in self._disks.values():
             if disk.is_mount():
                 await run("umount", str(disk))
+
+    async def metrics_of(self, replica: str) -> str:
+        """As Stack says."""
+        return f"http://127.0.0.1:{self._ports[replica]}/metrics"
 
     async def kill(self, part: str) -> None:
         """As Stack says."""

@@ -93,6 +93,18 @@ class Scene:
         await action
         self.mended_at = self.now
 
+    async def busy_replica(self) -> str:
+        """Return a replica that has a job in hand; waits for one, but no longer than parts are waited for."""
+        until = perf_counter() + self._patience
+        async with aiohttp.ClientSession() as session:
+            while True:
+                for name in self.stack.replicas:
+                    async with session.get(await self.stack.metrics_of(name)) as answer:
+                        samples = [s for f in text_string_to_metric_families(await answer.text()) for s in f.samples]
+                    running = sum(sample.value for sample in samples if sample.name == "stepdial_jobs_running")
+                    if running > 0 or perf_counter() > until:
+                        return name
+
     async def whole(self) -> None:
         """Wait until every replica takes requests and the store can be reached. Raises StackBroken."""
         until = perf_counter() + self._patience

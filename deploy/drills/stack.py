@@ -24,6 +24,9 @@ class Stack(Protocol):
     replicas: Sequence[str]
     """Names of the replicas."""
 
+    async def metrics_of(self, replica: str) -> str:
+        """Return the URL of a replica's own metrics, where it is now."""
+
     async def kill(self, part: str) -> None:
         """End a part by SIGKILL."""
 
