@@ -3,7 +3,10 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
-# make stack   build the image and bring up the fleet of docker-compose.yml; make stack-down ends it, make stack-test tries it
+# make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
+# make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
+# make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
+# make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -22,6 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
 .PHONY: serve test lint browser redis haproxy family measure pictures clean
+.PHONY: serve test lint browser redis family measure pictures image image-test lock clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -54,23 +58,6 @@ haproxy:
 	  echo "installing haproxy for the tests of the balancer"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
 	fi
-
-# the stack of docker-compose.yml; its secrets are made once
-.PHONY: stack stack-down stack-test
-
-.env:
-	@umask 077; while IFS= read -r line; do case "$$line" in \
-	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
-	@mv $@.new $@; echo "made .env, with new secrets; .env.example says what else may be set in it"
-
-stack: .env
-	docker compose up --build --detach --wait
-
-stack-down:
-	docker compose down
-
-stack-test: .venv/.test
-	$(BIN)/python -m pytest -m slow tests/deploy/test_stack.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
@@ -154,6 +141,42 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# the image: PyTorch's CPU build comes from the folder WHEELS if there is one, else from TORCH_INDEX, else PyPI's with CUDA is taken
+DEVICE ?= cpu
+TARGET ?= serving
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEELS ?= $(wildcard $(PIP_FIND_LINKS))
+TAG ?= $(VERSION)$(if $(filter cuda,$(DEVICE)),-cuda)$(if $(filter training,$(TARGET)),-training)
+
+image:
+	docker build --target $(TARGET) --tag stepdial:$(TAG) $(if $(WHEELS),--build-context wheels=$(WHEELS)) \
+	  $(foreach argument,PYTHON_IMAGE TORCH_INDEX,$(if $($(argument)),--build-arg $(argument)=$($(argument)))) \
+	  --build-arg DEVICE=$(DEVICE) --build-arg VERSION=$(VERSION) \
+	  --build-arg COMMIT=$(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null || echo unknown) .
+
+image-test: .venv/.test image
+	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+
+# the stack of docker-compose.yml; its secrets are made once
+.PHONY: stack stack-down stack-test
+
+.env:
+	@umask 077; while IFS= read -r line; do case "$$line" in \
+	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
+	@mv $@.new $@; echo "made .env, with new secrets; .env.example says what else may be set in it"
+
+stack: .env image
+	docker compose up --detach --wait
+
+stack-down:
+	docker compose down
+
+stack-test: .venv/.test image
+	$(BIN)/python -m pytest -m slow tests/deploy/test_stack.py
+
+lock: .venv/.test
+	$(BIN)/python deploy/image/lock.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info

@@ -26,6 +26,17 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if arguments else 2
+    try:
+        return _run(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("training", "benchmarks"):
+            raise
+        without = f"in an installation without the package {error.name!r}, such as the image that only serves"
+        print(f"stepdial: there is no command {arguments[0]!r} {without}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         from server.commands import serve
 

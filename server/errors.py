@@ -167,7 +167,7 @@ def _detail(error: Exception, answer: Answer) -> str:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    metrics.REQUESTS.labels("none", "invalid").inc()
+    metrics.count_unread(request.url.path, "invalid")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type and media_type != "application/json" and not media_type.endswith("+json"):
         return http_problem(HTTPException(415, "send the body as application/json"))

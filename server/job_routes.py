@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict
 
 from server import metrics
 from server.contract import problems
-from server.errors import answer_for, problem_of
+from server.errors import problem_of
 from server.failures import JobImageMissing, JobsFull, JobsUnavailable, JobUnknown, KeyReused, NotReady
 from server.feeder import Feeder
 from server.gate import charged
 from server.images import Format
 from server.jobs import ENDED, Accepted, Job, JobState, JobStore, accept, fingerprint, patient
+from server.outcomes import outcome_of
 from server.roster import Roster
 from server.scheduler import Scheduler
 from server.schemas import GenerateRequest, Problem, Timings
@@ -113,7 +114,7 @@ def job_routes(roster: Roster, store: JobStore, feeder: Feeder, scheduler: Sched
         try:
             job = await _add(body, request, key and f"{authorization}\n{key}")
         except Exception as error:
-            metrics.JOBS.labels(answer_for(error).outcome).inc()
+            metrics.JOBS.labels(outcome_of(error)).inc()
             raise
         response.headers["Location"] = f"/jobs/{job.id}"
         response.status_code = 200 if job.state in ENDED else 202

@@ -66,7 +66,7 @@ def openai_routes(roster: Roster, studio: Studio) -> APIRouter:
         with counted() as count:
             served = roster.find(body.model)
             own = translated(body, served.family)
-            count.steps = served.dial.label(own)
+            count.model, count.steps = served.family.name, served.dial.label(own)
             wish = _turn(served, own, body)
             async with charged(request, wish):
                 pictures, timings = await while_connected(request, studio.make(wish, own.output_format))
@@ -135,7 +135,7 @@ async def _events(request: Request, body: ImagesRequest, roster: Roster, studio:
     with counted() as count:
         served = roster.find(body.model)
         own = translated(body, served.family)
-        count.steps = served.dial.label(own)
+        count.model, count.steps = served.family.name, served.dial.label(own)
         wish = _turn(served, own, body)
         shown, sent = partial_hops(len(wish.samples[0].plan.hops), body.partial_images or 0), 0
         size, created = _size(served.family), int(time.time())
