@@ -48,10 +48,8 @@ async def drill(name: DrillName, stack: Stack, settings: DrillSettings) -> Drill
             compared, wrong = await _fetch_again(load.orders)
     requests, recovery = requests_of(load.answers, scene), recovery_of(load.answers, scene)
     jobs, orders = jobs_of(load.orders, compared, wrong), Attempted.of(order.orders for order in load.orders)
-    found = findings(
-        chosen, load.answers, began=scene.began_at or 0.0, requests=requests, orders=orders, jobs=jobs,
-        recovery=recovery, lines=await stack.log_lines(stack.replicas[0]) - lines,
-    )  # fmt: skip
+    lines = await stack.log_lines(stack.replicas[0]) - lines
+    found = findings(chosen, requests=requests, orders=orders, jobs=jobs, recovery=recovery, lines=lines)
     return DrillResult(
         findings=found,
         numbers={},

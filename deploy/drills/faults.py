@@ -23,8 +23,6 @@ class Drill:
     fault: Callable[[Scene], Awaitable[None]]
     refuses: Literal["nothing", "orders", "everything"] = "nothing"
     """What may be refused meanwhile, with Retry-After: never more than what needs the part that is away."""
-    hangs: bool = False
-    """Whether those whom the broken replica has may fail, until it is found out."""
     felt: bool = False
     """Whether orders have to be refused meanwhile, or else nothing was broken."""
     forgets: bool = False
@@ -128,7 +126,7 @@ async def overload_degrade(scene: Scene) -> None:
 DRILLS: Mapping[DrillName, Drill] = {
     "kill-replica": Drill("a replica with jobs in hand is killed (SIGKILL) and started again later", kill_replica),
     "hang-replica": Drill(
-        "a replica with jobs in hand hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica, hangs=True
+        "a replica with jobs in hand hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica
     ),
     "restart-redis": Drill("Redis is stopped in order and started at once", restart_redis, refuses="orders"),
     "lose-redis": Drill("Redis is killed and started again later on its data", lose_redis, refuses="orders", felt=True),

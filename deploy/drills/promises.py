@@ -1,26 +1,16 @@
 """What a drill promises, and whether it was kept."""
 
-from collections.abc import Sequence
-
 from benchmarks.checks.verdict import Finding
-from benchmarks.load.client import Answer
 from deploy.drills.faults import Drill
 from deploy.drills.result import Attempted, Jobs, Recovery, Requests
 
-FOUND_OUT_SECONDS = 10.0
-"""Within this time the balancer has to know that a replica hangs, and to send nobody there any more."""
-
 
 def findings(
-    drill: Drill, answers: Sequence[Answer], *, began: float,
-    requests: Requests, orders: Attempted, jobs: Jobs, recovery: Recovery, lines: int,
-) -> tuple[Finding, ...]:  # fmt: skip
-    """Return every promise of the drill and what was found.
-
-    began: when the first thing was broken, in seconds since the load began. lines: of log after the last mending.
-    """
+    drill: Drill, *, requests: Requests, orders: Attempted, jobs: Jobs, recovery: Recovery, lines: int
+) -> tuple[Finding, ...]:
+    """Return every promise of the drill and what was found. lines: of log after the last mending."""
     return (
-        _requests(drill, requests, [answer for answer in answers if not _had_by_the_hanging(answer, began)]),
+        _requests(drill, requests),
         _orders(drill, orders),
         _lost(drill, jobs),
         Finding(
@@ -46,44 +36,33 @@ def findings(
     )
 
 
-def _had_by_the_hanging(answer: Answer, began: float) -> bool:
-    """Whether the request may have been with a replica that hung from `began` on, until that was found out."""
-    return answer.done > began and answer.scheduled < began + FOUND_OUT_SECONDS
-
-
-def _requests(drill: Drill, found: Requests, others: Sequence[Answer]) -> Finding:
-    """Judge POST /generate. others: those that no hanging replica can have had."""
-    failures = "".join(f", {count} x {outcome}" for outcome, count in found.failures.items())
-    bad = {
-        "nothing": found.failed + found.refused,
-        "hung": sum(not answer.ok for answer in others),
-        "everything": found.failed,
-    }
-    kind = "hung" if drill.hangs else "everything" if drill.refuses == "everything" else "nothing"
-    promised = {
-        "nothing": "all answered",
-        "hung": f"all answered that were sent more than {FOUND_OUT_SECONDS:g} s after it hung",
-        "everything": "none failed, and whoever is refused is told when to come again",
-    }
+def _requests(drill: Drill, found: Requests) -> Finding:
+    refusals_bad = drill.refuses != "everything" and found.refused > 0
     return Finding(
         what=f"{found.sent} requests, each sent once",
-        found=f"{found.answered} answered, {found.refused} refused, {found.failed} failed{failures}",
-        promised=promised[kind],
-        kept=bad[kind] == 0 and found.answered > 0,
+        found=_said(found),
+        promised="all answered" if drill.refuses != "everything" else "none failed",
+        kept=found.failed == 0 and not refusals_bad and found.answered > 0,
     )
 
 
 def _orders(drill: Drill, found: Attempted) -> Finding:
     """Judge POST /jobs, attempt by attempt."""
-    failures = "".join(f", {count} x {outcome}" for outcome, count in found.failures.items())
-    refusals_bad = drill.refuses == "nothing" and not drill.hangs and found.refused > 0
-    promised = {"nothing": "none refused, none failed"}.get(drill.refuses, "none failed")
+    refusals_bad = drill.refuses == "nothing" and found.refused > 0
+    promised = (
+        "none refused, none failed" if drill.refuses == "nothing" else "none failed" + ", some refused" * drill.felt
+    )
     return Finding(
         what=f"{found.sent} attempts to order",
-        found=f"{found.answered} answered, {found.refused} refused, {found.failed} failed{failures}",
-        promised="repeated until accepted" if drill.hangs else promised + ", some refused" * drill.felt,
-        kept=drill.hangs or (found.failed == 0 and not refusals_bad and found.refused >= drill.felt),
+        found=_said(found),
+        promised=promised,
+        kept=found.failed == 0 and not refusals_bad and found.refused >= drill.felt,
     )
+
+
+def _said(found: Attempted) -> str:
+    failures = "".join(f", {count} x {outcome}" for outcome, count in found.failures.items())
+    return f"{found.answered} answered, {found.refused} told when to come again, {found.failed} failed{failures}"
 
 
 def _lost(drill: Drill, jobs: Jobs) -> Finding:
