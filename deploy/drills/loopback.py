@@ -24,6 +24,8 @@ DISK_MIB = 8
 """Size of each disk that can be filled."""
 REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy noeviction'
 """As in docker-compose.yml."""
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
+"""Where HAProxy is on Debian, whoever one is."""
 END_SECONDS = 60
 """How long a part may take to end after SIGTERM."""
 
@@ -33,7 +35,7 @@ class Process:
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str):
         self._command, self.log = command, log
-        self._environment = os.environ | environment
+        self._environment = os.environ | {"PATH": PATH} | environment
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -200,7 +202,7 @@ class Loopback:
 async def loopback(settings: DrillSettings) -> AsyncIterator[Loopback]:
     """Bring a stack up, and down again with everything it wrote when the block ends. Raises StackBroken."""
     for program in ("haproxy", "redis-server"):
-        if shutil.which(program) is None:
+        if shutil.which(program, path=PATH) is None:
             raise StackBroken(f"{program} is not installed (Debian: apt-get install haproxy redis-server)")
     with tempfile.TemporaryDirectory(prefix="drills-") as folder:
         stack = Loopback(settings, Path(folder))
