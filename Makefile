@@ -10,6 +10,7 @@
 # make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
+# make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -165,6 +166,12 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
+.PHONY: drills
+drills: .venv/.test redis haproxy
+	$(BIN)/python -m deploy.drills all --family $(FAMILY)
+	$(BIN)/python -m deploy.drills table
 
 # the image: PyTorch's CPU build comes from the folder WHEELS if there is one, else from TORCH_INDEX, else PyPI's with CUDA is taken
 DEVICE ?= cpu
