@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from diffusion.family import Family
 from diffusion.uvit import PRESETS, Level, UViT
-from training.datasets import FiniteSet
+from training.datasets import DataSet, FiniteSet, Pixels
 from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
 from training.trainer import Run, Schedule, TrainingError, fit, mixed_seed
@@ -26,14 +27,17 @@ DROPPING = PRESETS["tiny8"].model_copy(
 )
 
 
-class Points:
+class Points(DataSet):
     """Data for tests of the loop alone."""
 
     name, resolution, channels = "points", 1, 1
 
-    def batch(self, start: int, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        x = torch.arange(start, start + count).float().remainder(7).view(-1, 1) + seed
-        return x, torch.zeros(count, 0, dtype=torch.int64)
+    def pixels(self, start: int, count: int, *, seed: int) -> Pixels:
+        x = np.arange(start, start + count, dtype=np.float32)[:, None] % 7 + seed
+        return Pixels(x, np.zeros((count, 0), np.int64))
+
+    def tensors(self, pixels: Pixels, device: object = "cpu") -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(pixels.images), torch.from_numpy(pixels.conditions)
 
 
 def simple(folder: Path, **changes: object) -> Run:
@@ -131,7 +135,7 @@ def test_a_student_for_the_whole_dial_begins_as_its_teacher_and_every_count_lear
     for _ in range(
         2
     ):  # the network's last layer begins as zeros in a young teacher: gradients take a step to come through
-        run.step(digit_set, loss)
+        run.step(digit_set.batch(8 * run.iteration, 8, seed=0), loss)
     assert run.network.segments.weight.any(1).all()
 
 
