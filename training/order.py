@@ -21,9 +21,10 @@ def mixed_seed(seed: int, iteration: int) -> int:
 def permuted(places: np.ndarray, size: int, key: int) -> np.ndarray:
     """Return where the key's permutation of 0 .. size - 1 sends each place, int64 of the same shape.
 
-    A Feistel network on the next even number of bits, walked again by whatever it sends beyond the size.
+    A Feistel network on the next even number of bits, walked again by whatever it sends beyond the size.  Six bits at
+    least: on four, some orders of few images come up twice as often as others.
     """
-    half = max(2, ((size - 1).bit_length() + 1) // 2)
+    half = max(3, ((size - 1).bit_length() + 1) // 2)
     result, beyond = places.astype(np.uint64), np.arange(len(places))
     while len(beyond):
         result[beyond] = _feistel(result[beyond], half, key)

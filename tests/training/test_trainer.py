@@ -20,7 +20,7 @@ from diffusion.uvit import PRESETS, Level, UViT
 from training.datasets import DataSet, FiniteSet, Pixels
 from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
-from training.trainer import Run, Schedule, TrainingError, fit, mixed_seed
+from training.trainer import Run, Schedule, TrainingError, fit
 
 DROPPING = PRESETS["tiny8"].model_copy(
     update={"slots": (10,), "mid": Level(kind="transformer", channels=128, blocks=2, dropout=0.3)}
@@ -338,12 +338,6 @@ def test_the_log_tells_progress_in_images(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["images"]) for line in lines] == [(50, 200), (100, 400)]
     assert all(math.isfinite(line["loss"]) for line in lines)
-
-
-@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 100_000)), min_size=2, max_size=50, unique=True))
-def test_seeds_of_different_iterations_and_runs_differ(pairs: list[tuple[int, int]]):
-    seeds = {mixed_seed(*pair) for pair in pairs}
-    assert len(seeds) == len(pairs) and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_hiding_takes_whole_conditions_and_single_slots_at_their_rates():

@@ -82,23 +82,22 @@ class Shards:
         except (OSError, ValueError):  # not there, or not whole
             pass
         samples: list[dict[str, int | bytes]] = []
-        trouble = ""
         try:
             with tarfile.open(file, "r:") as archive:
                 _scan(archive, file, samples)
-                trouble = "" if _ended(file, archive.offset) else "damaged"
-        except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError) as error:
-            trouble = str(error) if isinstance(error, tarfile.TarError) else type(error).__name__
+                whole = _ended(file, archive.offset)
+        except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError):
+            whole = False
         entries = [
             tuple(sample.get(field, b"" if field == "label" else 0) for field in SAMPLE.names or ())
             for sample in samples
             if "image_at" in sample
         ]
         index = np.array(entries, SAMPLE)
-        if trouble:
-            self.unusable.append((file.name, f"{trouble}, after {len(index)} images"))
-        else:
+        if whole:
             _keep(index, kept)
+        else:
+            self.unusable.append((file.name, f"cannot be read beyond its first {len(index)} images"))
         return index
 
 
@@ -152,8 +151,8 @@ def _caption(file: Path, sample: np.void) -> str:
 
 
 def _ended(file: Path, offset: int) -> bool:
-    """Tell whether the archive ends where its reader stopped: with a block of zeros, or with the file."""
-    return not any(span(file, offset, tarfile.BLOCKSIZE))
+    """Tell whether the archive ends where its reader stopped, with a block of zeros; a damaged header stops it too."""
+    return span(file, offset, tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _cache() -> Path:
