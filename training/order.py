@@ -25,19 +25,20 @@ def permuted(places: np.ndarray, size: int, key: int) -> np.ndarray:
     least: on four, some orders of few images come up twice as often as others.
     """
     half = max(3, ((size - 1).bit_length() + 1) // 2)
+    keys = [np.uint64(mixed_seed(key, turn)) for turn in range(_ROUNDS)]
     result, beyond = places.astype(np.uint64), np.arange(len(places))
     while len(beyond):
-        result[beyond] = _feistel(result[beyond], half, key)
+        result[beyond] = _feistel(result[beyond], half, keys)
         beyond = beyond[result[beyond] >= size]
     return result.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, half: int, key: int) -> np.ndarray:
+def _feistel(x: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
     """Send uint64 numbers of 2 * half bits to each other, one to one."""
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = x >> bits, x & mask
-    for turn in range(_ROUNDS):
-        mixed = (right + np.uint64(mixed_seed(key, turn))) * np.uint64(0xBF58476D1CE4E5B9)
+    for key in keys:
+        mixed = (right + key) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
         left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(32))) & mask)
     return (left << bits) | right
