@@ -24,6 +24,8 @@ def permuted(places: np.ndarray, size: int, key: int) -> np.ndarray:
     A Feistel network on the next even number of bits, walked again by whatever it sends beyond the size.  Six bits at
     least: on four, some orders of few images come up twice as often as others.
     """
+    if size == 1:
+        return np.zeros(len(places), np.int64)
     half = max(3, ((size - 1).bit_length() + 1) // 2)
     keys = [np.uint64(mixed_seed(key, turn)) for turn in range(_ROUNDS)]
     result, beyond = places.astype(np.uint64), np.arange(len(places))
