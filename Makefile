@@ -97,7 +97,7 @@ kubernetes: .venv/.test .venv/checkov redis
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(PIP) --editable '.[training,gpu,bench,tracing,dev]'
+	$(PIP) --editable '.[training,data,gpu,bench,tracing,dev]'
 	@touch $@
 
 # training: the teacher on all cores, then students side by side, the longest first

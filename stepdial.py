@@ -1,6 +1,7 @@
 """stepdial: fast image generation with one dial, the number of sampling steps.
 
   serve      serve families over HTTP, with their page
+  look       look at data as training would see it: what it is, what is broken, how fast it is read
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
