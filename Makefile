@@ -5,7 +5,7 @@
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
-# make image-weigh  build it, weigh its layers and time its start (needs Docker)
+# make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make clean   remove what the others made
 #
@@ -151,7 +151,7 @@ image-test: .venv/.test image
 	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
 
 image-weigh: .venv/.serve image
-	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG) $(OTHERS)
 
 lock: .venv/.test
 	$(BIN)/python deploy/image/lock.py
