@@ -6,8 +6,8 @@
 # make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
-# make image-weigh  build it, weigh its layers and time its start (needs Docker)
 # make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
+# make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
@@ -190,7 +190,7 @@ image-test: .venv/.test image
 	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
 
 image-weigh: .venv/.serve image
-	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG) $(OTHERS)
 
 # the stack of docker-compose.yml; its secrets are made once
 .env:
