@@ -1,6 +1,9 @@
 """Every expression of deploy/, evaluated by a real Prometheus that scrapes a real server and a real balancer under traffic."""
 
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from tests.deploy.expressions import (
     DASHBOARDS,
@@ -23,7 +27,7 @@ from tests.deploy.expressions import (
 from tests.deploy.traffic import Traffic
 from tests.deploy.watchers import Balancer, Prometheus, checked
 from tests.server.conftest import family_folder  # noqa: F401
-from tests.server.processes import ServerProcess
+from tests.server.processes import ROOT, ServerProcess
 from tests.server.redis_server import free_port
 
 VARIABLES = {
@@ -124,3 +128,17 @@ def test_promtool_finds_no_fault_with_the_servers_metrics(served: tuple[ServerPr
     ours = [part for part in parts if part.startswith("# HELP stepdial_")]
     checked("promtool", "check", "metrics", stdin="".join(ours))
     assert len(ours) > 30
+
+
+def test_the_picture_of_the_documents_is_drawn_from_the_same_expressions(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    result, picture = tmp_path / "result.json", tmp_path / "picture.png"
+    command = [sys.executable, ROOT / "deploy/grafana/draw.py", "--result", result, "--out", picture]
+    asked = ["--prometheus", prometheus.url, "--model", "tiny", "--range", "1m", "--note", "a test"]
+    subprocess.run([*command, *asked], check=True, timeout=120)
+    found = json.loads(result.read_text())
+    assert len(found["panels"]) == 6 and all(series for panel in found["panels"].values() for series in panel.values())
+    assert found["servers"][0]["replicas"] == 1 and found["note"] == "a test"
+    with Image.open(picture) as image:
+        assert image.width > 1000
