@@ -97,6 +97,7 @@ ENV PATH=/app/bin:$PATH \
     PYTHONPATH=/app:/opt/libraries:/opt/torch \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
     TRITON_CACHE_DIR=/tmp/triton
 COPY --link --from=torch /opt/torch /opt/torch
 COPY --link --from=libraries /opt/libraries /opt/libraries
@@ -138,7 +139,7 @@ USER 0
 WORKDIR /sbom
 RUN python -m venv /tool \
     && env --unset=PYTHONPATH /tool/bin/pip install --no-cache-dir --quiet "cyclonedx-bom==${CYCLONEDX}" \
-    && /tool/bin/cyclonedx-py environment --output-file python.cdx.json "$(command -v python)" \
+    && /tool/bin/cyclonedx-py environment --output-reproducible --output-file python.cdx.json "$(command -v python)" \
     && dpkg-query --show > debian.tsv
 
 FROM scratch AS sbom

@@ -78,6 +78,9 @@ BACKLOG_SECONDS = Gauge("stepdial_backlog_seconds", "Time the pending evaluation
 JOBS = Counter("stepdial_jobs", "Jobs that this replica accepted, refused, finished or lost to another", ["outcome"])
 JOBS_BEGUN = Counter("stepdial_jobs_begun", "Jobs begun by this replica; again: by somebody before, too", ["again"])
 JOBS_BACKLOG = Gauge("stepdial_jobs_backlog", "Jobs that wait or run, over all replicas")
+JOBS_ORPHANS = Gauge(
+    "stepdial_jobs_orphans", "Jobs whose family, as it was when they were accepted, no living replica serves"
+)
 JOBS_RUNNING = Gauge("stepdial_jobs_running", "Jobs that this replica draws")
 JOBS_REACHABLE = Gauge("stepdial_jobs_reachable", "1 while the job store answers")
 

@@ -159,20 +159,25 @@ class Studio:
 
         The scheduler counts the samples it is given; preview and progress hear the images' own indices.
         """
-        preview, progress = _by_index(samples, preview), _by_index(samples, progress)
+        preview, progress, spent = _by_index(samples, preview), _by_index(samples, progress), wish.meter.add
         if wish.deadline is None:
-            return await self._scheduler.draw(samples, preview=preview, progress=progress)
+            return await self._scheduler.draw(samples, preview=preview, progress=progress, spent=spent)
         try:
             async with asyncio.timeout(wish.deadline - perf_counter()):
                 due = wish.deadline - wish.encode_seconds
-                return await self._scheduler.draw(samples, deadline=due, preview=preview, progress=progress)
+                return await self._scheduler.draw(
+                    samples, deadline=due, preview=preview, progress=progress, spent=spent
+                )
         except TimeoutError:
             metrics.DEADLINES.labels(wish.model, str(wish.steps), "missed").inc()
             raise DeadlinePassed("the deadline passed before the images were drawn; their work was dropped") from None
 
     def _keys(self, wish: Wish, output_format: Format) -> dict[int, str]:
-        """The cache's key of each image by its index; none where nothing is cached. One hash serves all images."""
-        if isinstance(self._cache, NoCache) or not all(sample.exact for sample in wish.samples):
+        """The cache's key of each image by its index; none where nothing is cached. One hash serves all images.
+
+        Whose seed the server drew, nobody will ask for by chance; and the results of a job are kept with the job.
+        """
+        if isinstance(self._cache, NoCache) or not wish.seed_named or not all(sample.exact for sample in wish.samples):
             return {}
         ended_by_plan = replace(wish.samples[0], index=0, alternatives=())  # others are not kept
         key = content_key(self._family(wish.model), [ended_by_plan], output_format)

@@ -24,7 +24,9 @@ class Clients:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._seed = 0
-        self._threads = [threading.Thread(target=self._ask, args=(kind,)) for kind in (self.draw, self.watch, self.order)]
+        self._threads = [
+            threading.Thread(target=self._ask, args=(kind,)) for kind in (self.draw, self.watch, self.order)
+        ]
 
     def __enter__(self) -> "Clients":
         for thread in self._threads:

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import redis
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,6 +27,7 @@ from diffusion.plans import Hop, Plan
 from server import metrics
 from tests.server.desk import Desk, value
 from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
+from tests.server.redis_server import RedisServer
 
 Traffic = Callable[[ServerProcess], None]
 """Does something to a server, and returns when it is over."""
@@ -89,13 +92,24 @@ def a_job(server: ServerProcess) -> None:
 
 
 def an_image_to_keep(server: ServerProcess) -> None:
-    """Have an image drawn by a server that has a result cache."""
-    assert server.ask(**WISH, steps=1).status_code == 200
+    """Have an image of a seed drawn by a server that has a result cache."""
+    assert server.ask(**WISH, steps=1, seed=1).status_code == 200
 
 
 def a_limit_that_redis_does_not_know(server: ServerProcess) -> None:
     """Be drawn for without a rate limit, since nobody can say what is left of it."""
     assert server.ask(**WISH, steps=1).status_code == 200
+
+
+def a_job_of_a_family_that_is_gone(server: ServerProcess) -> None:
+    """Let a job wait for a family that no replica has, and take it away again."""
+    arguments = server.process.args
+    assert isinstance(arguments, list)
+    with redis.Redis.from_url(str(arguments[arguments.index("--redis-url") + 1]), protocol=2) as client:
+        client.xadd("{stepdial}:jobs:gone@1", {"id": "job"})
+        client.zadd("{stepdial}:editions", {"gone@1": time.time() - 60})
+        wait_until(lambda: server.metric("stepdial_jobs_orphans") == 1)
+        client.delete("{stepdial}:jobs:gone@1")
 
 
 MOVED_BY: dict[str, Traffic] = {
@@ -123,6 +137,7 @@ MOVED_BY: dict[str, Traffic] = {
     "jobs_begun_total": a_job,
     "jobs_backlog": a_job,
     "jobs_running": a_job,
+    "jobs_orphans": a_job_of_a_family_that_is_gone,
     "jobs_reachable": start,
     "cache_requests_total": an_image_to_keep,
     "cache_bytes": an_image_to_keep,
@@ -215,12 +230,23 @@ def cut_off_server(family_folder: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def sharing_server(family_folder: Path, redis_process: RedisServer) -> Iterator[ServerProcess]:
+    """A server whose jobs are in a Redis."""
+    with serve_names(family_folder, ["--redis-url", redis_process.url]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def moved(
-    real_server: ServerProcess, slow_server: ServerProcess, cut_off_server: ServerProcess
+    real_server: ServerProcess,
+    slow_server: ServerProcess,
+    cut_off_server: ServerProcess,
+    sharing_server: ServerProcess,
 ) -> dict[Traffic, set[str]]:
     """Traffic -> the metrics that it moved on a real server; a start moves what is not 0 any more."""
     where = {traffic: slow_server for traffic in (a_job, a_brownout, an_image_to_keep)}
     where[a_limit_that_redis_does_not_know] = cut_off_server
+    where[a_job_of_a_family_that_is_gone] = sharing_server
     traffics = [traffic for traffic in dict.fromkeys(MOVED_BY.values()) if traffic is not start]
     found = {traffic: movers(where.get(traffic, real_server), traffic) for traffic in traffics}
     nonzero = {name for name, series in scrape(real_server).items() if any(series.values())}
