@@ -17,7 +17,8 @@ HEAD = (
 )
 
 INTRODUCTION = (
-    "How they are run and what each proves: [drills.md](drills.md). Refused: told when to come again (503 or 429 with Retry-After). "
+    "How they are run and what each proves: [drills.md](drills.md). Refused: told when to come again (503 or 429 with "
+    "Retry-After). "
     "Lost: jobs that were accepted and never came, or only because they were ordered again.\n\n"
 )
 
@@ -71,7 +72,8 @@ def _how(results: Sequence[DrillResult]) -> Iterable[str]:
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         about = (
             f"{result.replicas} replicas of {result.family} ({result.server['device']}), on {result.machine}; {versions}; "
-            f"commit {result.commit}; `{result.command.split(' --note ')[0]}`" + (f". {result.note}" if result.note else "")
+            f"commit {result.commit}; `{result.command.split(' --note ')[0]}`"
+            + (f". {result.note}" if result.note else "")
         )
         ways[f"{result.stack}: {about}"].append(f"`{result.check}`")
     for about, names in ways.items():
