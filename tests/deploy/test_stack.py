@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from server.ending import JOIN_SECONDS
 from server.settings import Settings
 from tests.server.processes import ROOT
 
@@ -99,7 +100,9 @@ def test_only_the_balancer_and_those_who_watch_are_published_and_redis_and_repli
 
 def test_a_replica_has_the_time_to_finish_before_it_is_killed() -> None:
     grace = int(STACK["services"]["stepdial"]["stop_grace_period"].rstrip("s"))
-    assert grace > Settings.model_fields["shutdown_timeout_seconds"].default
+    delay = STACK["services"]["stepdial"]["environment"]["STEPDIAL_SHUTDOWN_DELAY_SECONDS"]
+    assert delay >= 3  # checks of the balancer that a replica which leaves has to fail
+    assert grace > delay + Settings.model_fields["shutdown_timeout_seconds"].default + JOIN_SECONDS
 
 
 def test_the_compose_files_keep_to_the_specification() -> None:
