@@ -55,9 +55,9 @@ class Look(Reading):
         each = -(-count // (PARTS * BATCH))
         parts = [_read(data, range(part * each, (part + 1) * each), workers) for part in range(PARTS)]
         speed, busy = (measure([part[name] for part in parts]) for name in ("images_per_second", "cpu_ms_per_image"))
-        print(f"{speed.mean:,.0f} ± {speed.spread:,.0f} images/s by {workers} processes besides this one;", end=" ")
+        print(f"{speed.mean:,.0f} ± {speed.spread:,.0f} images/s, read by {workers or 'no'} processes ahead;", end=" ")
         print(f"{busy.mean:.2f} ± {busy.spread:.2f} ms of processor time an image")
-        print(data.skipped)
+        print(data.skipped if data.skipped else "every image that was read can be used")
         if self.result:
             self._write(data, workers, PARTS * each * BATCH, parts)
 

@@ -84,7 +84,8 @@ def _in_file(file: Path, prompts: PromptConditioning | None) -> Source:
 
 def _in_folder(folder: Path, prompts: PromptConditioning | None) -> Source:
     name = folder.resolve().name
-    if any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json", "state.json")):
+    saved = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    if saved or (folder / "dataset_dict.json").exists():
         return table.saved(folder, prompts)
     if any(folder.glob("data_batch_*")):
         return arrays.cifar10(folder)

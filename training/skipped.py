@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,12 +27,10 @@ class Skipped:
 
     def keep(self, file: Path) -> None:
         """Write down in this file, a JSON line each, what was and will be noted, and take what it holds for known."""
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        found, self._file = self._reasons, file
-        self._reasons = {line["name"]: line["reason"] for line in lines}
-        fresh = {name: reason for name, reason in found.items() if name not in self._reasons}
-        self._reasons |= fresh
-        self._write(fresh)
+        known = dict(_entries(file.read_text())) if file.exists() else {}
+        self._reasons, self._file = known | self._reasons, file
+        file.write_text("")
+        self._write(self._reasons)
 
     def note(self, found: Iterable[tuple[str, str]]) -> None:
         """Count those (name, reason) that are new, write them down, and say so, briefly when there are many."""
@@ -50,3 +48,13 @@ class Skipped:
         if self._file and fresh:
             with self._file.open("a") as file:
                 file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in fresh.items())
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """Give the names and reasons of a file whose last line may have been cut off by a power failure."""
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        yield entry["name"], entry["reason"]

@@ -8,6 +8,7 @@ keeps what Prometheus said in the result file; without --prometheus the picture 
 
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
@@ -100,7 +101,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     for title, place in axes.items():
         place.set_title(title, fontsize=11)
     replicas = ", ".join(f"{server['replicas']:g} × {server['device']}" for server in result["servers"])
-    figure.suptitle(f"{result['model']} on {replicas}; {result['note']}", fontsize=10)
+    figure.suptitle(f"{result['model']} on {replicas}, {result['measured_at'][:10]}", fontsize=10)
     figure.savefig(out, dpi=100)
 
 
@@ -147,16 +148,17 @@ def _draw_stages(axes: Any, panel: dict[str, Series]) -> None:
 
 def _draw_over_time(axes: Any, panel: dict[str, Series], unit: str) -> None:
     (series,) = panel.values()
-    end = max(moment for found in series for moment, _ in found["values"])
+    moments = sorted({moment for found in series for moment, _ in found["values"]})
+    minutes = [(moment - moments[-1]) / 60 for moment in moments]
     for number, found in enumerate(sorted(series, key=lambda found: int(found["labels"]["steps"]))):
-        minutes = [(moment - end) / 60 for moment, _ in found["values"]]
-        values = [value for _, value in found["values"]]
-        axes.plot(minutes, values, linewidth=1.2, color=f"C{number % 10}", label=found["labels"]["steps"])
+        values = dict(found["values"])  # a line is broken where there was no traffic
+        line = [values.get(moment, math.nan) for moment in moments]
+        axes.plot(minutes, line, linewidth=1.2, color=f"C{number % 10}", label=found["labels"]["steps"])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("minutes")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2, title="steps", title_fontsize=8)
+    axes.legend(fontsize=8, title="steps", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _draw_matrix(axes: Any, panel: dict[str, Series]) -> None:

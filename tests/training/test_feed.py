@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -75,6 +77,19 @@ def test_reading_ahead_leaves_the_trainers_random_numbers_alone(folder: Path):
     before = torch.get_rng_state()
     read(folder, range(2), workers=1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_go_to_processes_that_begin_with_nothing(folder: Path, tmp_path: Path, monkeypatch):
+    """Where processes are not forked (macOS, Python 3.14), the data set is pickled: by us, for us."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    np.savez(tmp_path / "a.npz", np.arange(8 * 12, dtype=np.uint8).reshape(8, 2, 2, 3), np.arange(8))
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name in ("p0.jpg", "photo.jpg"):
+            shard.add(folder / name, name)
+    for path in (folder, tmp_path / "a.npz", tmp_path / "a.tar"):
+        data = open_data(str(path), 8, AUGMENTED)
+        sent = pickle.loads(pickle.dumps(data))
+        assert np.array_equal(sent.pixels(3, 9, seed=2).images, data.pixels(3, 9, seed=2).images)
 
 
 class Odd(DataSet):

@@ -130,6 +130,24 @@ def test_a_folder_of_subfolders_is_labelled_by_them(tmp_path: Path):
     assert sorted(named) == sorted([*reds] * 2)
 
 
+def test_classes_that_are_numbers_keep_their_names(tmp_path: Path):
+    for name in ("20190101", "007", "-5"):
+        paint(tmp_path / name / "a.png")
+    data = opened(tmp_path)
+    assert data.conditioning == LabelConditioning(labels=("-5", "007", "20190101"))
+    assert sorted(data.pixels(0, 3, seed=0).conditions.flatten().tolist()) == [1, 2, 3]
+
+
+def test_a_list_of_the_skipped_that_was_cut_off_is_mended(tmp_path: Path):
+    file = tmp_path / "skipped.jsonl"
+    file.write_text('{"name": "a.png", "reason": "x"}\n{"name": "b.p')
+    skipped = Skipped()
+    skipped.note([("c.png", "y")])
+    skipped.keep(file)
+    skipped.note([("a.png", "again"), ("d.png", "z")])
+    assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == ["a.png", "c.png", "d.png"]
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path):
     for index in range(3):
         paint(tmp_path / f"{index}.webp")

@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
+from diffusion.condition import Conditioning, LabelConditioning, NoConditioning
 from training.datasets import DataError
 from training.decoding import SUFFIXES
-from training.sources.labels import conditioned
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -36,15 +38,17 @@ class Folder:
             raise DataError(
                 f"{self.name}: its subfolders ({', '.join(splits)}) are parts of a data set, not classes; name one of them"
             )
-        self.conditioning, conditions = conditioned(classes, self.name)
-        self._conditions = [tuple(row) for row in conditions.tolist()]
+        names, places = np.unique(classes, return_inverse=True)
+        labels = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in names.tolist())
+        self.conditioning: Conditioning = LabelConditioning(labels=labels) if any(classes) else NoConditioning()
+        self._conditions = (places[:, None] + 1)[:, : len(self.conditioning.sizes)]
         self.shards: tuple[int, ...] = (len(self._files),)
         self.unusable: list[tuple[str, str]] = []
         self.fingerprint = hashlib.sha256("\0".join(self._files).encode(errors="surrogateescape")).hexdigest()
 
     def read(self, row: int) -> tuple[bytes, tuple[int, ...]]:
         """Return the file's bytes and its class."""
-        return (self._folder / self._files[row]).read_bytes(), self._conditions[row]
+        return (self._folder / self._files[row]).read_bytes(), tuple(self._conditions[row].tolist())
 
     def where(self, row: int) -> str:
         """Name the file within the folder."""

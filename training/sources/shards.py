@@ -66,8 +66,12 @@ class Shards:
 
     def where(self, row: int) -> str:
         """Name shard and member, as the tar's header does."""
-        header = span(self._file(row), int(self._samples[row]["image_at"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
-        return f"{self._file(row).name}: {header[:100].split(bytes(1))[0].decode(errors='replace')}"
+        file = self._file(row)
+        try:
+            header = span(file, int(self._samples[row]["image_at"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        except OSError:
+            return f"{file.name}: image {row}"
+        return f"{file.name}: {header[:100].split(bytes(1))[0].decode(errors='replace')}"
 
     def _file(self, row: int) -> Path:
         return self._files[int(np.searchsorted(self._ends, row, side="right"))]

@@ -1,6 +1,7 @@
 """Hugging Face data sets: what `save_to_disk` wrote, and parquet or arrow files with a column of images."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,17 @@ class Table:
 
 
 def saved(folder: Path, prompts: PromptConditioning | None = None) -> Table:
-    """Open what `save_to_disk` wrote.  Of several splits "train" is taken; raises DataError where there is no such split."""
-    table = _library().load_from_disk(str(folder))
+    """Open what `save_to_disk` wrote.  Of several splits "train" is taken.
+
+    Raises DataError where there is no such split, and for what cannot be read.
+    """
+    library, name = _library(), folder.resolve().name
+    table = _loaded(lambda: library.load_from_disk(str(folder)), name)
     if isinstance(table, dict):
         if "train" not in table:
-            raise DataError(f"{folder.name} has the splits {', '.join(table)}; name the folder of one of them")
+            raise DataError(f"{name} has the splits {', '.join(table)}; name the folder of one of them")
         table = table["train"]
-    return Table(table, folder.resolve().name, prompts)
+    return Table(table, name, prompts)
 
 
 def files(paths: list[Path], name: str, prompts: PromptConditioning | None = None) -> Table:
@@ -94,15 +99,21 @@ def files(paths: list[Path], name: str, prompts: PromptConditioning | None = Non
 
     Raises DataError for files that cannot be read or do not belong together.
     """
-    library = _library()
+    library, named = _library(), [str(path) for path in paths]
+
+    def load() -> Any:
+        if paths[0].suffix.lower() == ".parquet":
+            return library.Dataset.from_parquet(named)
+        return library.concatenate_datasets([library.Dataset.from_file(path) for path in named])
+
+    return Table(_loaded(load, name), name, prompts)
+
+
+def _loaded(load: Callable[[], Any], name: str) -> Any:
     try:
-        if paths[0].suffix == ".parquet":
-            table = library.Dataset.from_parquet([str(path) for path in paths])
-        else:
-            table = library.concatenate_datasets([library.Dataset.from_file(str(path)) for path in paths])
+        return load()
     except Exception as error:  # arrow's own errors and the library's have no class in common
         raise DataError(f"{name} cannot be read as one table: {type(error).__name__}") from error
-    return Table(table, name, prompts)
 
 
 def _library() -> Any:
