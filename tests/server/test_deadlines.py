@@ -156,13 +156,14 @@ def test_a_brown_out_lowers_those_who_consent_and_nobody_else(family: Family) ->
         desk.device.gate.clear()
         early = desk.ask_later(steps=4, allow_degrade=True)
         waiting = desk.ask_later(steps=64)
+        lowered = desk.ask_later(steps=32, allow_degrade=True)
+        wait_until(lambda: value(desk, "stepdial_brownout_level") > 0)
         told = desk.estimate(steps="auto", **PATIENT)
-        assert (told["steps"], told["degraded"], told["degrade_reason"]) == (4, True, "brownout")
-        assert value(desk, "stepdial_brownout_level") == 1
+        assert told["steps"] <= 4 and told["degraded"] and told["degrade_reason"] == "brownout"
         assert desk.estimate(steps=32)["steps"] == 32
         assert desk.estimate(steps="auto", allow_degrade=False, **PATIENT)["steps"] == 512
         assert desk.estimate(steps="auto", min_steps=32, **PATIENT)["steps"] == 32  # refuses nobody
-        lowered, untouched = desk.ask_later(steps=32, allow_degrade=True), desk.ask_later(steps=32)
+        untouched = desk.ask_later(steps=32)
         wait_until(lambda: value(desk, "stepdial_brownout_level") == 5)  # it goes on while the backlog stays
         assert desk.estimate(steps="auto")["steps"] == 1
         desk.device.gate.set()
