@@ -81,6 +81,11 @@ def test_an_alert_says_how_bad_it_is_what_is_wrong_and_where_to_read_on(rule: di
     assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
+def test_every_alert_has_its_place_in_the_operations_guide() -> None:
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    assert {rule["alert"] for rule in alerts()} <= set(headings)
+
+
 def test_the_documents_list_every_alert_as_it_is() -> None:
     rows = re.findall(r"^\| (Stepdial\w+) \| (\w+) \| ([\w ]+) \|", (ROOT / "docs/dashboards.md").read_text(), re.M)
     spelt = {"0m": "at once", "1h": "1 h"}

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from tests.deploy.watchers import Alertmanager, Prometheus
-from tests.server.conftest import family_folder  # noqa: F401
 from tests.server.processes import ROOT, serve_names
 
 MINUTES = 240
@@ -55,7 +54,7 @@ def configured(webhook: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_replica_that_hangs_is_told_to_the_operators_and_so_is_its_return(
-    family_folder: Path,  # noqa: F811
+    family_folder: Path,
     tmp_path: Path,
     notices: tuple[str, queue.Queue[dict[str, Any]]],
 ) -> None:
