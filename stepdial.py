@@ -8,6 +8,7 @@
   ablate     train short distillations that differ in one thing, and measure each
   bench      put load on a server and report latency by steps, throughput, goodput
   check      try a promise of the server under load: overload, fairness, disconnects, invariance
+  scale      size a fleet from the frontier, measure what replicas cost what they share, report what many would
   report     write the measured table into a Markdown file
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
@@ -18,15 +19,42 @@
 stepdial COMMAND --help tells more.
 """
 
+import os
+import signal
 import sys
+
+BROKEN_PIPE = 141
+"""Exit status of a program that wrote to a reader who had gone, as shells have it: 128 + SIGPIPE."""
 
 
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
-    arguments = sys.argv[1:]
+    if os.getpid() == 1:  # of a container: signals without a handler do not reach it, and loading could not be ended
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `stepdial families | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return BROKEN_PIPE
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if arguments else 2
+    try:
+        return _command(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("training", "benchmarks"):
+            raise
+        without = f"in an installation without the package {error.name!r}, such as the image that only serves"
+        print(f"stepdial: there is no command {arguments[0]!r} {without}", file=sys.stderr)
+        return 2
+
+
+def _command(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         from server.commands import serve
 
@@ -43,6 +71,10 @@ def main() -> int:
         from benchmarks.checks.commands import check
 
         return check(arguments[1:])
+    if arguments[0] == "scale":
+        from benchmarks.scale.commands import scale
+
+        return scale(arguments[1:])
     if arguments[0] == "keys":
         from server.keys_command import keys
 

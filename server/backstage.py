@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from server import contract, errors
 from server.admin import admin_routes
+from server.connections import options
 from server.guards import guard
 from server.keys import Keyring
 from server.limits import Buckets
@@ -47,7 +48,7 @@ class Backstage:
         if private or keyring:
             self._app.include_router(admin_routes(roster))
         guard(self._app, settings, keyring=None if private else keyring, limit=None, ledger=Buckets())
-        self._log_level = settings.log_level
+        self._options = options(settings)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port or 0), family=family)
 
@@ -60,14 +61,7 @@ class Backstage:
     async def open(self) -> AsyncIterator[None]:
         """Answer for as long as the block runs."""
         config = uvicorn.Config(
-            self._app,
-            log_level=self._log_level,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            reset_contextvars=True,
+            self._app, **self._options, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1
         )
         server = _Beside(config)
         serving = asyncio.create_task(server.serve([self._socket]))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
 from server import journal
+from server.command_line import readable, told
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     Returns the exit status: 0 after an orderly end, 1 when the family is refused or the device is lost, 2 for a wrong
     argument.
     """
-    source: CliSettingsSource = CliSettingsSource(Settings, cli_prog_name="stepdial serve")
+    source = readable(CliSettingsSource(Settings, cli_prog_name="stepdial serve"))
     try:
         settings = CliApp.run(
             Settings,
@@ -33,8 +34,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         )
     except ValidationError as error:
         for item in error.errors():
-            sentence = ": ".join([*map(str, item["loc"][:1]), item["msg"].removeprefix("Value error, ")])
-            print(f"stepdial serve: {sentence}; --help tells more", file=sys.stderr)
+            print(f"stepdial serve: {told(item, Settings)}; --help tells more", file=sys.stderr)
         return 2
     journal.configure(settings.log_level, settings.log_format)
 
@@ -74,7 +74,7 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
     import uvicorn
 
     from server.app import create_app
-    from server.connections import MAX_HEAD_BYTES, BoundedConnection
+    from server.connections import options
     from server.ending import DrainingServer, leave_hung_threads
     from server.failures import FamilyConflict, MemoryExceeded
     from server.keys import KeysError
@@ -95,20 +95,20 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
         return 1
     config = uvicorn.Config(
         app,
-        http=BoundedConnection.bounded(
-            max_connections=settings.max_connections, head_seconds=settings.receive_timeout_seconds
-        ),
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        **options(settings),
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
-        log_config=None,  # one format for all, set above
-        access_log=False,  # the journal writes one line a request, with more in it
-        server_header=False,
-        reset_contextvars=True,  # else a request may begin with the marks of the one before on its connection
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
     )
-    server = DrainingServer(config, drain=app.state.drain, seconds=settings.shutdown_timeout_seconds)
+    server = DrainingServer(
+        config,
+        leave=app.state.leave,
+        drain=app.state.drain,
+        delay=settings.shutdown_delay_seconds,
+        seconds=settings.shutdown_timeout_seconds,
+    )
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn handles it while it runs, and repeats it when it is done
     try:
         server.run()

@@ -39,6 +39,22 @@ def content_key(family: Family, samples: Sequence[Sample], output_format: Format
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def edition(family: Family) -> str:
+    """Return what tells families of one name apart: the name and the SHA-256 of all that is the family's about a picture.
+
+    Two replicas with equal editions draw equal images of a wish whose plan is decided: networks, words, guidance and the
+    rules of sampling are the same. What was measured is not in it, so a family that is only measured again keeps its own.
+    """
+    drawn = {"channels", "resolution", "schedule", "prediction", "variance", "conditioning", "guidance"}
+    members = [
+        member.model_dump(mode="json", include={"name", "role", "guidance", "network"})
+        | {"sha256": member.weights.sha256}
+        for member in family.manifest.members
+    ]
+    facts = {"sampling": family.manifest.model_dump(mode="json", include=drawn), "members": members}
+    return f"{family.name}@{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
+
+
 def _weights(family: Family, plans: Sequence[Plan]) -> dict[str, object]:
     """The part of the manifest that draws; names and words do not, nor does what was measured."""
     manifest = family.manifest

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 from weakref import WeakSet
@@ -11,7 +11,7 @@ from weakref import WeakSet
 from diffusion.condition import ConditionError
 from diffusion.family import Family
 from diffusion.plans import Plan
-from server.failures import DeadlineUnattainable, FieldRefused, ModelUnknown, StepsNotServed
+from server.failures import DeadlineUnattainable, FieldRefused, ModelUnknown, StepsNotServed, shown
 from server.outlook import Forecast, Outlook
 from server.promises import Choice, NothingAllowed, Offer, Pressure, Reason, Terms, decide
 from server.samples import Sample
@@ -42,6 +42,18 @@ class Lease:
         self._leases.discard(self)
 
 
+@dataclass(slots=True)
+class Meter:
+    """What a wish has cost so far."""
+
+    evaluations: int = 0
+    """Network evaluations that were begun for it."""
+
+    def add(self, evaluations: int) -> None:
+        """Count evaluations that were begun."""
+        self.evaluations += evaluations
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """A request that can be drawn."""
@@ -67,6 +79,9 @@ class Wish:
     """How much of the time before its deadline encoding is predicted to take."""
     lease: Lease | None = None
     """Keeps its family on the roster until the wish has been drawn, or dropped."""
+    seed_named: bool = False
+    """Whether the request named the seed, so that the same images may well be asked for again."""
+    meter: Meter = field(default_factory=Meter, compare=False)
 
     @property
     def deadline(self) -> float | None:
@@ -115,6 +130,8 @@ class Dial:
         Raises ModelUnknown, StepsNotServed, FieldRefused with the field's name, or DeadlineUnattainable.
         """
         arrived, order = perf_counter(), self._understand(request)
+        if order.terms.consent:
+            self._outlook.look()
         ways = [order.asked] if order.asked and not order.terms.consent else self._open_to(request)
         forecasts = self._forecasts(order, ways) if request.deadline_ms else {}
         choice = self._choose(order, ways, forecasts)
@@ -130,6 +147,27 @@ class Dial:
             deadline_seconds=request.deadline_ms and request.deadline_ms / 1000,
             arrived=arrived,
             encode_seconds=forecasts[plan].encode_seconds if forecasts else 0.0,
+            seed_named=request.seed is not None,
+        )
+
+    def repeat(self, request: GenerateRequest, plan: Plan) -> Wish:
+        """Return what to draw of a request whose plan and seed were decided before, whatever has been measured since.
+
+        Raises FieldRefused.
+        """
+        self._check_room(request, plan.steps)
+        seed = 0 if request.seed is None else request.seed
+        order = Order(request, None, Terms(consent=False), self._condition(request), seed)
+        return Wish(
+            model=self._family.name,
+            samples=self._samples(order, plan),
+            steps=plan.steps,
+            student="+".join(plan.members),
+            seed=seed,
+            steps_requested=plan.steps,
+            reason=None,
+            deadline_seconds=None,
+            arrived=perf_counter(),
         )
 
     def estimate(self, request: GenerateRequest) -> Estimate:
@@ -175,20 +213,26 @@ class Dial:
 
     def _understand(self, request: GenerateRequest) -> Order:
         if request.model not in (None, self._family.name):
-            raise ModelUnknown(f"no model of that name is served; served is {self._family.name!r}")
+            raise ModelUnknown(f"model {shown(request.model)} is not served; served is {self._family.name!r}")
         if request.num_inference_steps and request.steps not in (None, request.num_inference_steps):
             raise FieldRefused(
-                "num_inference_steps", f"it is another name for steps, which is {request.steps}; give one"
+                "num_inference_steps",
+                f"num_inference_steps is {request.num_inference_steps} and steps is {request.steps}; give one",
             )
         if request.n > self._max_images:
-            raise FieldRefused("n", f"at most {self._max_images} images can be asked for at once")
+            raise FieldRefused("n", f"n is {request.n}; at most {self._max_images} images can be asked for at once")
         steps = _wished(request) or self.default_steps
         asked = None if steps == "auto" else self._asked(request, steps)
-        if asked and asked.plan.steps * request.n > self._max_evaluations:
-            raise FieldRefused("n", f"{request.n} images of {steps} steps are more than this server's queue can hold")
+        if asked:
+            self._check_room(request, asked.plan.steps)
         terms, condition = _terms(request, asked), self._condition(request)
         seed = secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed
         return Order(request, asked, terms, condition, seed)
+
+    def _check_room(self, request: GenerateRequest, steps: int) -> None:
+        if steps * request.n > self._max_evaluations:
+            most = f"at most {self._max_evaluations} network evaluations fit into this server's queue"
+            raise FieldRefused("n", f"n is {request.n}, of {steps} steps each; {most}")
 
     def _open_to(self, request: GenerateRequest) -> list[Way]:
         """The ways that a request's plan and guidance allow and that the queue could hold."""
@@ -202,8 +246,10 @@ class Dial:
             raise StepsNotServed(steps, tuple(self.positions))
         ways = of_kind((way for way in self._ways if way.steps == steps), request.plan or "dedicated")
         if not ways:
-            raise FieldRefused("plan", f"no searched plan of {steps} steps was measured")
-        way = min(ways, key=lambda way: way.distance)
+            raise FieldRefused(
+                "plan", f"plan is searched; of {steps} steps none was measured, allowed are dedicated and auto"
+            )
+        way = min(ways, key=lambda way: way.rank(request.guidance))
         self._guidance(request, way.plan)
         return way
 
@@ -271,7 +317,7 @@ class Dial:
         try:
             return self._family.guidance(plan, request.guidance)
         except ValueError as error:
-            raise FieldRefused("guidance", str(error)) from error
+            raise FieldRefused("guidance", f"{request.guidance:g} is not drawn: {error}") from error
 
 
 def _wished(request: GenerateRequest) -> int | Literal["auto"] | None:
@@ -287,7 +333,9 @@ def _terms(request: GenerateRequest, asked: Way | None) -> Terms:
         raise FieldRefused("max_steps", f"max_steps is {most}, less than min_steps, which is {least}")
     if asked and not least <= asked.steps <= most:
         field = "min_steps" if asked.steps < least else "max_steps"
-        raise FieldRefused(field, f"{field} excludes the {asked.steps} steps that are asked for")
+        raise FieldRefused(
+            field, f"{field} is {getattr(request, field)}, which excludes the {asked.steps} steps that are asked for"
+        )
     return Terms(
         consent=asked is None if request.allow_degrade is None else request.allow_degrade,
         min_steps=least,
@@ -297,7 +345,7 @@ def _terms(request: GenerateRequest, asked: Way | None) -> Terms:
 
 
 def _offer(order: Order, way: Way, forecast: Forecast | None) -> Offer:
-    frechet = way.measured.frechet if way.measured and way.comparable and way.holds_at(order.request.guidance) else None
+    frechet = way.measured.frechet if way.measured and way.compares_at(order.request.guidance) else None
     seconds = forecast.total_seconds if forecast else 0.0
     return Offer(way.steps, way.plan, frechet, way.source == "teacher", seconds)
 

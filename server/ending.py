@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from math import ceil
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.device import THREADS
 
@@ -21,11 +24,24 @@ JOIN_SECONDS = 2.0
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that, told to end, lets the app drain first: meanwhile it listens on, not ready, and refuses new work."""
+    """uvicorn that, told to end, says goodbye first.
 
-    def __init__(self, config: uvicorn.Config, *, drain: Callable[[float], Awaitable[None]], seconds: float):
+    After SIGTERM it is no longer ready but still takes work, for as long as balancers may need to notice; then it
+    listens on, refuses new work and finishes what it has; then it ends. Ctrl-C does without the first part.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        leave: Callable[[], None],
+        drain: Callable[[float], Awaitable[None]],
+        delay: float,
+        seconds: float,
+    ):
+        """leave says that the server is not ready any more; delay and seconds bound the first and the second part."""
         super().__init__(config)
-        self._drain, self._seconds = drain, seconds
+        self._say_goodbye, self._drain, self._delay, self._seconds = leave, drain, delay, seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: asyncio.Task[None] | None = None
 
@@ -40,18 +56,41 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
         if not at_once and self._loop:
             self.should_exit = False
-            self._loop.call_soon_threadsafe(self._begin_to_leave)
+            self._loop.call_soon_threadsafe(self._begin_to_leave, self._delay if sig == signal.SIGTERM else 0.0)
 
-    def _begin_to_leave(self) -> None:
-        self._leaving = self._leaving or asyncio.create_task(self._leave())
+    def _begin_to_leave(self, delay: float) -> None:
+        self._leaving = self._leaving or asyncio.create_task(self._leave(delay))
 
-    async def _leave(self) -> None:
-        end = monotonic() + self._seconds
+    async def _leave(self, delay: float) -> None:
         try:
+            self._say_goodbye()
+            await asyncio.sleep(delay)
+            end = monotonic() + self._seconds
             await self._drain(self._seconds)
-        finally:  # what is still open now waits for its encoder or its client's network
+            # what is still open now waits for its encoder or its client's network
             self.config.timeout_graceful_shutdown = max(1, ceil(end - monotonic()))
+        finally:
             self.should_exit = True
+
+
+class Farewell:
+    """ASGI middleware: while the server leaves, every answer ends its connection, so that no balancer keeps it for later.
+
+    A kept connection that closes just as a request comes along it is a request lost.
+    """
+
+    def __init__(self, app: ASGIApp, *, leaving: Callable[[], bool]):
+        self._app, self._leaving = app, leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and the answer back."""
+
+        async def send_farewell(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._leaving():
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_farewell if scope["type"] == "http" else send)
 
 
 def leave_hung_threads(status: int) -> None:

@@ -17,6 +17,7 @@ from server.failures import (
     DeadlineUnattainable,
     DeviceLost,
     DrawFailed,
+    EditionGone,
     FamilyConflict,
     FieldRefused,
     JobGivenUp,
@@ -24,6 +25,7 @@ from server.failures import (
     JobsFull,
     JobsUnavailable,
     JobUnknown,
+    JobUnreadable,
     KeyRefused,
     KeyReused,
     MemoryExceeded,
@@ -35,6 +37,7 @@ from server.failures import (
     ScopeMissing,
     StepsNotServed,
     TimedOut,
+    shown,
 )
 from server.journal import note
 from server.schemas import FieldProblem, Problem
@@ -75,6 +78,8 @@ TABLE: dict[type[Exception], Answer] = {
     JobsFull: Answer(503, "jobs-full", "Too many jobs are waiting", "rejected"),
     JobsUnavailable: Answer(503, "jobs-unavailable", "Jobs cannot be reached", "rejected"),
     JobGivenUp: Answer(500, "job-given-up", "The job was given up", "failed"),
+    JobUnreadable: Answer(500, "job-unreadable", "No replica can read the job", "failed"),
+    EditionGone: Answer(410, "edition-gone", "The family of the job is not served any more", "failed"),
     KeyReused: Answer(409, "idempotency-key-reused", "The idempotency key was used with another body", "invalid"),
     ClientGone: Answer(499, "client-gone", "The client has gone", "cancelled"),
 }
@@ -167,15 +172,17 @@ def _detail(error: Exception, answer: Answer) -> str:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    metrics.REQUESTS.labels("none", "invalid").inc()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type and media_type != "application/json" and not media_type.endswith("+json"):
-        return http_problem(HTTPException(415, "send the body as application/json"))
+    metrics.count_unread(request.url.path, "invalid")
+    if error.errors()[0]["loc"][:1] == ("body",) and not _is_json(request):
+        return http_problem(HTTPException(415, "send the body with Content-Type: application/json"))
     sentences: dict[str, list[str]] = {}
     for item in error.errors():
         pointer, sentence = _blame(item)
         sentences.setdefault(pointer, []).append(sentence)
-    fields = [FieldProblem(pointer=pointer, detail=", or ".join(found)) for pointer, found in sentences.items()]
+    got = {_pointer(item): _got(item) for item in error.errors()}
+    fields = [
+        FieldProblem(pointer=pointer, detail=got[pointer] + ", or ".join(found)) for pointer, found in sentences.items()
+    ]
     answer = TABLE[RequestValidationError]
     detail = "; ".join(f"{field.pointer or 'body'}: {field.detail}" for field in fields[:3])
     return problem_response(
@@ -183,13 +190,29 @@ async def _invalid(request: Request, error: Exception) -> Response:
     )
 
 
-def _blame(item: dict[str, Any]) -> tuple[str, str]:
-    """Pointer and sentence of one of pydantic's errors; its input is left out: it may be long, secret, or not valid JSON.
+def _is_json(request: Request) -> bool:
+    """Whether the body is said to be JSON, or there is none."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not media_type:
+        return request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    return media_type == "application/json" or media_type.endswith("+json")
 
-    The pointer is the field's: every field is flat, what follows in pydantic's location names a branch of a union.
-    """
+
+def _pointer(item: dict[str, Any]) -> str:
+    """The field's: every field is flat, what follows in pydantic's location names a branch of a union."""
     field = [str(part)[:100] for part in item["loc"][1:2] if isinstance(part, str)]
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in field)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in field)
+
+
+def _got(item: dict[str, Any]) -> str:
+    """What was there instead. Nothing of headers or of fields that nobody knows: those may hold secrets."""
+    told = item["loc"][0] != "header" and item["type"] not in ("missing", "extra_forbidden", "json_invalid")
+    return f"got {shown(item['input'])}, " if told and _pointer(item) else ""
+
+
+def _blame(item: dict[str, Any]) -> tuple[str, str]:
+    """Pointer and sentence of one of pydantic's errors."""
+    pointer = _pointer(item)
     if item["type"] == "json_invalid":
         return "", "the body is not valid JSON"
     if item["type"] == "missing":

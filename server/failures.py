@@ -1,6 +1,18 @@
 """What can go wrong between a valid request and its images, in words that know neither HTTP nor the device."""
 
+import json
 import math
+
+SHOWN = 60
+"""Characters of a value that a message repeats."""
+
+
+def shown(value: object) -> str:
+    """Return a value of a request as a message repeats it: as JSON on one line, cut where it is long."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, default=lambda other: type(other).__name__)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 class NotReady(Exception):
@@ -137,6 +149,25 @@ class JobsUnavailable(Exception):
 
 class JobGivenUp(Exception):
     """The job was begun as often as is allowed and never finished: it may be what ends the servers that draw it."""
+
+
+class JobUnreadable(Exception):
+    """Another version of the server wrote the job, and none that can read it has come for it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it was accepted by another version of this server, and no replica can read it; order it again"
+        )
+
+
+class EditionGone(Exception):
+    """No replica serves the family of a job any more, with the weights that it was accepted for."""
+
+    def __init__(self, model: str):
+        super().__init__(
+            f"no replica serves the family {model!r} as it was when the job was accepted; order it again to have it "
+            "drawn by the present one"
+        )
 
 
 class KeyReused(Exception):

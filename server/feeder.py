@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from server.errors import answer_for, problem_of
 from server.failures import (
     DeviceLost,
     DrawFailed,
+    EditionGone,
     JobGivenUp,
     JobsUnavailable,
     NotReady,
@@ -28,8 +30,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.1
-"""How often the store is asked for jobs while there are none."""
+LOOK_SECONDS = (0.1, 1.0)
+"""How soon the store is asked again when there were no jobs, at first and after many times; a job ordered here is no wait."""
 RETRY_SECONDS = 0.5
 """How long to wait before something is tried again: an absent store, a full queue."""
 
@@ -121,13 +123,17 @@ class Feeder:
         await self._store.close()
 
     async def _feed(self, group: asyncio.TaskGroup) -> None:
+        shortest, longest = LOOK_SECONDS
+        pause = shortest
         while not self.closing:
             job = await self._take() if self._has_room() else None
+            pause = shortest if job else min(longest, 1.5 * pause)
             if job is None:
                 self._news.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(pause * random.uniform(0.75, 1.0)):  # replicas do not ask all at once
                         await self._news.wait()
+                        pause = shortest
             elif job.id not in self._hands:  # otherwise we were so late in renewing it that we took it from ourselves
                 await self._begin(job, group)
 
@@ -157,7 +163,7 @@ class Feeder:
 
     async def _take(self) -> Job | None:
         try:
-            job = await self._store.take()
+            job = await self._store.take([served.edition for served in self._roster.ready])
         except JobsUnavailable as error:
             self._note(error)
             await asyncio.sleep(RETRY_SECONDS)
@@ -185,8 +191,11 @@ class Feeder:
             await asyncio.sleep(self._beat_seconds)
             metrics.JOBS_RUNNING.set(len(self._hands))
             try:
-                lost = await self._store.renew({job_id: hand.evaluations for job_id, hand in self._hands.items()})
-                metrics.JOBS_BACKLOG.set(await self._store.backlog())
+                lost = await self._store.renew(
+                    {job_id: hand.evaluations for job_id, hand in self._hands.items()},
+                    [served.edition for served in self._roster],
+                )
+                await self._take_stock()
             except JobsUnavailable as error:
                 self._note(error)
                 continue
@@ -194,6 +203,16 @@ class Feeder:
                 hand.lost = True
                 if hand.task:
                     hand.task.cancel()
+
+    async def _take_stock(self) -> None:
+        """Tell how many jobs there are, and end those that nobody will ever draw."""
+        backlog = await self._store.backlog()
+        metrics.JOBS_BACKLOG.set(backlog.jobs)
+        metrics.JOBS_ORPHANS.set(backlog.orphans)
+        ended = await self._store.end_orphans() if backlog.orphans else 0
+        if ended:
+            log.error("%d jobs have failed: no replica serves their family as it was", ended)
+            metrics.JOBS.labels("failed").inc(ended)
 
     async def _handle(self, hand: Hand) -> None:
         """Bring one job to its end, or back."""
@@ -219,6 +238,8 @@ class Feeder:
                 return await self._fail(job, error)
             log.warning("%s will be begun again: %s", job.id, error)
             return await self._insist(lambda: self._store.give_back(job.id, attempted=True))
+        except EditionGone:  # unloaded a moment ago: whoever serves it takes the job
+            return await self._insist(lambda: self._store.give_back(job.id, attempted=False))
         except Exception as error:
             return await self._fail(job, error)
         if await self._insist(lambda: self._store.finish(job.id, "done", outcome, files)):
@@ -228,9 +249,10 @@ class Feeder:
 
     async def _make(self, hand: Hand) -> tuple[Outcome, list[bytes]]:
         """Draw; a queue that is full just now is waited for."""
-        request = GenerateRequest.model_validate(hand.job.accepted.request)
+        accepted = hand.job.accepted
+        request = GenerateRequest.model_validate(accepted.request)
         while True:
-            wish = self._roster.keep_to(hand.job.accepted.model).turn(request)
+            wish = self._roster.keep_to(accepted.edition).repeat(request, accepted.plan)
             try:
                 pictures, timings = await self._studio.make(
                     wish, request.output_format, progress=hand.hops.__setitem__, bounded=False

@@ -65,6 +65,7 @@ async def charged(request: Request, wish: Wish) -> AsyncIterator[None]:
     """Charge the caller for a wish that is drawn in the block, and tell the journal of it. Raises RateLimited.
 
     What the server turns away all the same is not charged: who comes back when Retry-After says is not refused for that.
+    Whoever leaves, or is answered with another failure, gets back the evaluations that were not begun.
     """
     note(request, model=wish.model, steps=wish.steps)
     caller: Caller = request.scope["caller"]
@@ -77,9 +78,10 @@ async def charged(request: Request, wish: Wish) -> AsyncIterator[None]:
         raise RateLimited(evaluations, allowance.limit.evaluations_per_minute, allowance.wait_seconds)
     try:
         yield
-    except TURNED_AWAY:
-        await caller.ledger.give_back(caller.name, caller.limit, evaluations)
-        full = max(0.0, allowance.full_seconds - evaluations * caller.limit.interval)
+    except BaseException as error:
+        owed = evaluations if isinstance(error, TURNED_AWAY) else evaluations - wish.meter.evaluations
+        await caller.ledger.give_back(caller.name, caller.limit, owed)
+        full = max(0.0, allowance.full_seconds - owed * caller.limit.interval)
         caller.allowance = replace(allowance, full_seconds=full)
         raise
 
@@ -102,7 +104,7 @@ class Gate:
         try:
             key = self._key(scope)
         except (KeyRefused, ScopeMissing) as error:
-            metrics.REQUESTS.labels("none", answer_for(error).outcome).inc()
+            metrics.count_unread(scope["path"], answer_for(error).outcome)
             response = await failure_response(request, error)
             return await response(scope, receive, send)
         caller = scope["caller"] = self._caller(scope, key)

@@ -2,17 +2,19 @@
 
 Drawing is a pure function of the samples, and the seed is fixed when a job is accepted. So a job whose replica died may be
 begun again, and even be drawn twice: the images are the same, and the store takes only one answer. Everything here
-rests on that.
+rests on that. It holds among replicas whose family is the same, so a job carries its family's edition (content.py) and the
+plan that was chosen for it, and only a replica that serves the edition takes it.
 """
 
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from diffusion.plans import Plan
 from server.dial import Wish
 from server.failures import FieldRefused
 from server.images import Format
@@ -40,6 +42,10 @@ class Accepted(BaseModel):
     """SHA-256 of the body as it came, to tell whether two bodies under one idempotency key are the same."""
     model: str
     """Family that draws."""
+    edition: str
+    """Edition of the family: a replica that does not serve it leaves the job to others."""
+    plan: Plan
+    """The hops of each image. They stay, whatever is measured between acceptance and drawing."""
     student: str
     """The networks that draw, joined by +."""
     steps_requested: int | Literal["auto"]
@@ -93,7 +99,10 @@ def patient(body: GenerateRequest) -> GenerateRequest:
     if body.stream:
         raise FieldRefused("stream", "a job is not waited for; GET /jobs/{id}/events tells how it goes")
     if body.deadline_ms is not None:
-        raise FieldRefused("deadline_ms", "a job is not waited for and has no deadline; POST /generate keeps one")
+        raise FieldRefused(
+            "deadline_ms",
+            f"deadline_ms is {body.deadline_ms:g}; a job is not waited for and has none, POST /generate keeps one",
+        )
     return body.model_copy(update={"allow_degrade": False})
 
 
@@ -102,16 +111,14 @@ def fingerprint(body: GenerateRequest) -> str:
     return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
 
 
-def accept(body: GenerateRequest, wish: Wish) -> Accepted:
-    """Return the job of a patient request that the dial understands as this wish, with all that is left open filled in."""
-    chosen = wish.steps_requested == "auto"
+def accept(body: GenerateRequest, wish: Wish, edition: str) -> Accepted:
+    """Return the job of a patient request that the dial of this edition understands as this wish, nothing left open."""
     filled = patient(body).model_copy(
         update={
             "model": wish.model,
             "steps": wish.steps,
-            "plan": body.plan or ("auto" if chosen else None),
             "seed": wish.seed,
-            **dict.fromkeys(("num_inference_steps", "min_steps", "max_steps")),
+            **dict.fromkeys(("plan", "num_inference_steps", "min_steps", "max_steps")),
         }
     )
     return Accepted(
@@ -120,6 +127,8 @@ def accept(body: GenerateRequest, wish: Wish) -> Accepted:
         request=filled.model_dump(mode="json", exclude_unset=True, exclude_none=True),
         fingerprint=fingerprint(body),
         model=wish.model,
+        edition=edition,
+        plan=wish.samples[0].plan,
         student=wish.student,
         steps_requested=wish.steps_requested,
         steps=wish.steps,
@@ -127,6 +136,14 @@ def accept(body: GenerateRequest, wish: Wish) -> Accepted:
         n=len(wish.samples),
         output_format=body.output_format,
     )
+
+
+class Backlog(NamedTuple):
+    """The jobs that have not ended."""
+
+    jobs: int
+    orphans: int
+    """Those of them whose edition no living replica serves."""
 
 
 class JobStore(Protocol):
@@ -154,14 +171,20 @@ class JobStore(Protocol):
     def needs(self, model: str) -> bool:
         """Return whether a job that only this server can draw needs the family."""
 
-    async def backlog(self) -> int:
+    async def backlog(self) -> Backlog:
         """Return how many jobs have not ended."""
 
-    async def take(self) -> Job | None:
-        """Return the job that is next, now running and the caller's; None when there is none."""
+    async def end_orphans(self) -> int:
+        """Fail the jobs whose edition no replica has served for long; return how many."""
 
-    async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
-        """Report job id -> evaluations done for all the caller's jobs; return the ids of those that are no longer its own."""
+    async def take(self, editions: Collection[str]) -> Job | None:
+        """Return the next job of these editions, now running and the caller's; None when there is none."""
+
+    async def renew(self, evaluations: Mapping[str, int], editions: Collection[str]) -> set[str]:
+        """Say that the caller lives: job id -> evaluations done for all its jobs, and the editions that it serves.
+
+        Returns the ids of those jobs that are no longer its own.
+        """
 
     async def finish(
         self, job_id: str, state: Literal["done", "failed"], outcome: Outcome, files: Sequence[bytes]

@@ -3,12 +3,12 @@
 import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
-from server.jobs import ENDED, Accepted, Job, JobState, Outcome
+from server.jobs import ENDED, Accepted, Backlog, Job, JobState, Outcome
 
 RECORD_BYTES = 4096
 """What a job without images is taken to occupy, generously."""
@@ -51,7 +51,7 @@ class MemoryJobs:
         self._expire()
         if key in self._keys:
             return await self.find(self._keys[key])
-        if await self.backlog() >= self._max_jobs:
+        if (await self.backlog()).jobs >= self._max_jobs:
             return None
         record = Record(Job(accepted=accepted), next(self._orders), key)
         self._records[accepted.id] = record
@@ -93,19 +93,23 @@ class MemoryJobs:
         open_jobs = (record.job for record in self._records.values() if record.job.state not in ENDED)
         return any(job.accepted.model == model for job in open_jobs)
 
-    async def backlog(self) -> int:
+    async def backlog(self) -> Backlog:
         """As JobStore says."""
-        return len(self._records) - len(self._ended)
+        return Backlog(jobs=len(self._records) - len(self._ended), orphans=0)
 
-    async def take(self) -> Job | None:
-        """As JobStore says."""
+    async def end_orphans(self) -> int:
+        """As JobStore says: there are none."""
+        return 0
+
+    async def take(self, editions: Collection[str]) -> Job | None:
+        """As JobStore says. Whatever waits here is of a family that this server keeps for it: see `needs`."""
         if not self._waiting:
             return None
         _, job_id = heapq.heappop(self._waiting)
         attempts = self._records[job_id].job.attempts + 1
         return self._update(job_id, state="running", attempts=attempts, evaluations=0)
 
-    async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
+    async def renew(self, evaluations: Mapping[str, int], editions: Collection[str]) -> set[str]:
         """As JobStore says."""
         lost = {job_id for job_id in evaluations if not self._is(job_id, "running")}
         for job_id in evaluations.keys() - lost:

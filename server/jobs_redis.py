@@ -1,58 +1,77 @@
-"""The job store that all replicas share: one Redis stream, one consumer group, and a lease that living replicas renew."""
+"""The job store that all replicas share: a Redis stream for each edition, and a lease that living replicas renew."""
 
 import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from server import jobs_scripts as scripts
-from server.failures import JobsUnavailable
-from server.jobs import Accepted, Job, Outcome
+from server.errors import problem_of
+from server.failures import EditionGone, JobsUnavailable, JobUnreadable
+from server.jobs import Accepted, Backlog, Job, Outcome
+from server.schemas import GenerateRequest
 
 log = logging.getLogger(__name__)
 
-JOBS, WAITING, ORDERS = (scripts.PREFIX + name for name in ("jobs", "waiting", "orders"))
 JOB = scripts.PREFIX + "job:"
-FORGET_REPLICA_MS = 86_400_000
-"""Idle time after which a replica that has no jobs is forgotten."""
+NAMES = ("ADD", "TAKE", "RENEW", "FINISH", "GIVE_BACK", "CLOSE", "CANCEL", "BACKLOG", "ABANDON", "MAKE_GROUPS")
+"""The scripts."""
+
+
+class Held(NamedTuple):
+    """Where a job that this replica has is in Redis."""
+
+    edition: str
+    entry: str
+    """Its entry in the edition's stream, named after the millisecond of its acceptance."""
+
+
+NOWHERE = Held("", "0-0")
+"""Where a job is that this replica does not have."""
 
 
 class RedisJobs:
     """A JobStore in Redis. Its steps are Lua scripts (jobs_scripts.py), so no replica sees half of one.
 
     Leases run by Redis's clock. When Redis itself was away, every lease looks overdue although its holder lives; so after
-    a silence nothing is taken from others for one lease, in which the living renew theirs.
+    a silence nothing is taken from others for one lease, in which the living renew theirs. For the same reason a replica
+    gives up the jobs of an edition that nobody serves only after it has been in touch for as long as that takes.
     """
 
-    def __init__(self, client: Redis, *, max_jobs: int, result_seconds: float, lease_seconds: float):
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        max_jobs: int,
+        result_seconds: float,
+        lease_seconds: float,
+        orphan_seconds: float,
+    ):
         self._client = client
         self._max_jobs = max_jobs
         self._result_ms = int(result_seconds * 1000)
         self._lease_seconds = lease_seconds
+        self._orphan_seconds = orphan_seconds
         self._replica = f"replica-{uuid.uuid4().hex}"
-        self._entries: dict[str, str] = {}
-        """Job id -> stream entry of the jobs this replica has."""
+        self._held: dict[str, Held] = {}
+        """By job id."""
+        self._editions: set[str] = set()
+        """Editions of which it has ever taken jobs."""
         self._heard = float("-inf")
-        self._patient_until = float("-inf")
-        self._scripts = {
-            name: client.register_script(getattr(scripts, name))
-            for name in ("ADD", "TAKE", "RENEW", "FINISH", "GIVE_BACK", "CLOSE", "CANCEL", "MAKE_GROUP")
-        }
+        self._in_touch_since = float("inf")
+        self._scripts = {name: client.register_script(getattr(scripts, name)) for name in NAMES}
 
     async def add(self, accepted: Accepted, key: str | None) -> Job | None:
         """As JobStore says."""
         name = _name(key) if key else ""
-        found = await self._run(
-            "ADD",
-            [JOBS, WAITING, ORDERS, JOB + accepted.id],
-            [accepted.id, accepted.model_dump_json(), self._max_jobs, JOB, name],
-        )
+        facts = [accepted.id, accepted.model_dump_json(), self._max_jobs, name, accepted.edition]
+        found = await self._run("ADD", facts)
         return await self.find(found.decode()) if found else None
 
     async def named(self, key: str) -> Job | None:
@@ -62,9 +81,9 @@ class RedisJobs:
 
     async def find(self, job_id: str) -> Job | None:
         """As JobStore says."""
-        async with self._client.pipeline() as pipe:
+        async with self._client.pipeline(transaction=False) as pipe:
             pipe.hgetall(JOB + job_id)
-            pipe.zrank(WAITING, job_id)
+            pipe.zrank(scripts.WAITING, job_id)
             fields, position = await self._reach(pipe.execute())
         if b"accepted" not in fields:
             return None
@@ -80,76 +99,104 @@ class RedisJobs:
 
     async def image(self, job_id: str, index: int) -> bytes | None:
         """As JobStore says."""
-        return await self._reach(self._client.get(_image(job_id, index)))
+        return await self._reach(self._client.get(f"{JOB}{job_id}:image:{index}"))
 
     async def cancel(self, job_id: str) -> Job | None:
         """As JobStore says."""
-        await self._run("CANCEL", [JOBS, WAITING, JOB + job_id], [job_id, time.time(), self._result_ms])
+        await self._run("CANCEL", [job_id, time.time(), self._result_ms])
         return await self.find(job_id)
 
     def needs(self, model: str) -> bool:
-        """As JobStore says: every replica can draw every job whose family it has."""
+        """As JobStore says: every replica can draw every job whose edition it serves."""
         return False
 
-    async def backlog(self) -> int:
+    async def backlog(self) -> Backlog:
         """As JobStore says."""
-        return await self._reach(self._client.xlen(JOBS))
+        lease_ms = self._lease_seconds * 1000
+        editions = await self._run("BACKLOG", [])
+        orphans = sum(jobs for _, jobs, silent_ms in editions if silent_ms > lease_ms)
+        return Backlog(jobs=sum(jobs for _, jobs, _ in editions), orphans=orphans)
 
-    async def take(self) -> Job | None:
+    async def end_orphans(self) -> int:
+        """As JobStore says."""
+        if time.monotonic() - self._in_touch_since < self._orphan_seconds:
+            return 0
+        patience_ms, ended = self._orphan_seconds * 1000, 0
+        for edition, jobs, silent_ms in await self._run("BACKLOG", []):
+            if jobs and silent_ms > patience_ms:
+                outcome = Outcome(problem=problem_of(EditionGone(edition.decode().partition("@")[0])))
+                facts = [edition, patience_ms, time.time(), outcome.model_dump_json(), self._result_ms]
+                ended += await self._run("ABANDON", facts)
+        return ended
+
+    async def take(self, editions: Collection[str]) -> Job | None:
         """As JobStore says."""
         now = time.monotonic()
-        patient = now < self._patient_until or self._was_silent(now)
-        idle_ms = scripts.HANDED_BACK_MS if patient else int(self._lease_seconds * 1000)
+        patient = self._was_silent(now) or now - self._in_touch_since < self._lease_seconds
+        lease_ms = 0 if patient else int(self._lease_seconds * 1000)
+        self._editions.update(editions)
         try:
-            found = await self._run("TAKE", [JOBS, WAITING], [self._replica, idle_ms, JOB])
+            found = await self._run("TAKE", [self._replica, lease_ms, *editions])
         except GroupMissing:
-            await self._run("MAKE_GROUP", [JOBS], [])
+            await self._run("MAKE_GROUPS", [*editions])
             return None
         if found is None:
             return None
-        job_id, entry = (part.decode() for part in found)
+        job_id, *place = (part.decode() for part in found)
+        self._held[job_id] = Held(*place)
         try:
             job = await self.find(job_id)
-        except ValidationError:  # nobody renews it, so that after a lease a replica may take it that can read it
-            log.error("%s was written by another version and cannot be read", job_id)
+            if job:
+                GenerateRequest.model_validate(job.accepted.request)
+        except ValidationError:
+            await self._pass_over(job_id)
             return None
-        self._entries[job_id] = entry
         return job
 
-    async def renew(self, evaluations: Mapping[str, int]) -> set[str]:
+    async def renew(self, evaluations: Mapping[str, int], editions: Collection[str]) -> set[str]:
         """As JobStore says."""
-        lost = set()
+        facts: list[str | int] = [self._replica, len(editions), *editions]
         for job_id, done in evaluations.items():
-            entry = self._entries.get(job_id, "0-0")
-            if not await self._run("RENEW", [JOBS, JOB + job_id], [entry, self._replica, done]):
-                lost.add(job_id)
-        return lost
+            facts += [job_id, *self._held.get(job_id, NOWHERE), done]
+        return {job_id.decode() for job_id in await self._run("RENEW", facts)}
 
     async def finish(
         self, job_id: str, state: Literal["done", "failed"], outcome: Outcome, files: Sequence[bytes]
     ) -> bool:
         """As JobStore says."""
-        images = [_image(job_id, index) for index in range(len(files))]
-        facts = [self._entries.get(job_id, "0-0"), self._replica, state, time.time(), outcome.model_dump_json()]
-        mine = await self._run("FINISH", [JOBS, JOB + job_id, *images], [*facts, self._result_ms, *files])
-        self._entries.pop(job_id, None)
+        place = self._held.get(job_id, NOWHERE)
+        facts = [self._replica, job_id, *place, state, time.time(), outcome.model_dump_json(), self._result_ms]
+        mine = await self._run("FINISH", [*facts, *files])
+        self._held.pop(job_id, None)
         return bool(mine)
 
     async def give_back(self, job_id: str, *, attempted: bool) -> None:
         """As JobStore says."""
-        entry = self._entries.get(job_id, "0-0")
-        await self._run("GIVE_BACK", [JOBS, WAITING, JOB + job_id], [job_id, entry, self._replica, int(not attempted)])
-        self._entries.pop(job_id, None)
+        await self._give_back(job_id, uncounted=int(not attempted), to=scripts.NOBODY)
 
     async def close(self) -> None:
         """As JobStore says."""
         try:
-            await self._run("CLOSE", [JOBS, WAITING], [self._replica, JOB, FORGET_REPLICA_MS])
+            await self._run("CLOSE", [self._replica, *self._editions])
         except JobsUnavailable:
             log.warning("jobs could not be handed back; other replicas will take them after their leases")
 
-    async def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        return await self._reach(self._scripts[name](keys=keys, args=arguments))
+    async def _give_back(self, job_id: str, *, uncounted: int, to: str) -> None:
+        place = self._held.get(job_id, NOWHERE)
+        await self._run("GIVE_BACK", [self._replica, job_id, *place, uncounted, to])
+        self._held.pop(job_id, None)
+
+    async def _pass_over(self, job_id: str) -> None:
+        """Let a job that another version wrote wait a lease for a replica that can read it, but not for ever."""
+        accepted_at = int(self._held[job_id].entry.partition("-")[0]) / 1000
+        if time.time() - accepted_at > self._orphan_seconds:
+            await self.finish(job_id, "failed", Outcome(problem=problem_of(JobUnreadable())), ())
+            return
+        log.error("%s was written by another version and cannot be read; it is left for one that can", job_id)
+        await self._give_back(job_id, uncounted=1, to=scripts.LATER)
+
+    async def _run(self, name: str, arguments: Sequence[Any]) -> Any:
+        return await self._reach(self._scripts[name](keys=[scripts.WAITING], args=arguments))
 
     async def _reach(self, asking: Awaitable[Any]) -> Any:
         """Return Redis's answer. Raises JobsUnavailable or GroupMissing."""
@@ -161,7 +208,7 @@ class RedisJobs:
             raise JobsUnavailable("the job store cannot be reached") from error
         now = time.monotonic()
         if self._was_silent(now):
-            self._patient_until = now + self._lease_seconds
+            self._in_touch_since = now
         self._heard = now
         return answer
 
@@ -170,12 +217,8 @@ class RedisJobs:
 
 
 class GroupMissing(JobsUnavailable):
-    """The stream has no consumer group: Redis is new or was emptied."""
+    """A stream has no consumer group: Redis is new or was emptied, or nobody has served the edition yet."""
 
 
 def _name(key: str) -> str:
     return f"{scripts.PREFIX}key:{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-def _image(job_id: str, index: int) -> str:
-    return f"{JOB}{job_id}:image:{index}"

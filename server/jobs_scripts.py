@@ -1,150 +1,258 @@
 """What the Redis job store does in one step each: Lua, run by Redis, so that no replica sees half of it.
 
-`jobs` is a stream with one entry per job that has not ended; its consumer group knows which replica has which entry, for
-how long it has not been renewed, and how often it was taken. `waiting` ranks the queued jobs by the order of acceptance.
-A job is a hash. Everything carries one hash tag, so that a Redis cluster keeps it on one node.
+`jobs:EDITION` is a stream with one entry per job of that edition that has not ended; its consumer group knows which replica
+has which entry, for how long it has not been renewed, and how often it was taken. A replica reads the streams of the
+editions it serves and no others. `editions` says when a living replica last served each. `waiting` ranks the queued jobs
+by the order of acceptance. A job is a hash. Everything carries one hash tag, so that a Redis cluster keeps it on one node;
+therefore scripts may build the names of keys, and are given one only to find the node.
 """
 
 PREFIX = "{stepdial}:"
+WAITING = PREFIX + "waiting"
 GROUP = "replicas"
 NOBODY = "nobody"
-"""Consumer that holds what was handed back."""
-HANDED_BACK_MS = 10 * 365 * 86_400_000
-"""Idle time given to what was handed back: longer than any lease, so that anyone may take it at once."""
+"""Consumer that holds what anyone may take at once: what was handed back, and what dead replicas had."""
+LATER = "later"
+"""Consumer that holds what is to rest for a lease before anyone takes it."""
+FORGET_MS = 86_400_000
+"""Idle time after which a replica without jobs is forgotten, and an edition that nobody serves and no job waits for."""
 
-_OWNS = f"""
-local function attempts_of_mine(jobs, entry, consumer)
-  local found = redis.call('XPENDING', jobs, '{GROUP}', entry, entry, 1)[1]
+_WORDS = f"""
+local WAITING, EDITIONS, ORDERS = '{WAITING}', '{PREFIX}editions', '{PREFIX}orders'
+local function jobs_of(edition) return '{PREFIX}jobs:' .. edition end
+local function job_of(id) return '{PREFIX}job:' .. id end
+local function now()
+  local clock = redis.call('TIME')
+  return clock[1] + clock[2] / 1e6
+end
+local function attempts_of_mine(edition, entry, consumer)
+  local pending = redis.pcall('XPENDING', jobs_of(edition), '{GROUP}', entry, entry, 1)
+  local found = pending[1]  -- an error has none: the stream is gone, and whatever it held with it
   return found and found[2] == consumer and found[4]
 end
-local function leave(jobs, entry)
-  redis.call('XACK', jobs, '{GROUP}', entry)
-  redis.call('XDEL', jobs, entry)
+local function leave(edition, entry)
+  redis.call('XACK', jobs_of(edition), '{GROUP}', entry)
+  redis.call('XDEL', jobs_of(edition), entry)
 end
-local function hand_back(jobs, waiting, job, id, entry, attempts)
-  redis.call('XCLAIM', jobs, '{GROUP}', '{NOBODY}', 0, entry, 'IDLE', {HANDED_BACK_MS}, 'RETRYCOUNT', attempts, 'JUSTID')
-  redis.call('HSET', job, 'state', 'queued', 'evaluations', 0, 'attempts', attempts)
-  redis.call('ZADD', waiting, redis.call('HGET', job, 'order'), id)
+local function hand_back(edition, id, entry, attempts, to)
+  redis.call('XCLAIM', jobs_of(edition), '{GROUP}', to, 0, entry, 'RETRYCOUNT', attempts, 'JUSTID')
+  redis.call('HSET', job_of(id), 'state', 'queued', 'evaluations', 0, 'attempts', attempts)
+  redis.call('ZADD', WAITING, redis.call('HGET', job_of(id), 'order'), id)
+end
+local function conclude(id, ttl, ...)
+  redis.call('HSET', job_of(id), ...)
+  redis.call('PEXPIRE', job_of(id), ttl)
+  redis.call('ZREM', WAITING, id)
+  local key = redis.call('HGET', job_of(id), 'key')
+  if key ~= '' then redis.call('PEXPIRE', key, ttl) end
 end
 """
 
-ADD = """
--- KEYS: jobs waiting orders job; ARGV: id, accepted, limit, prefix of jobs, idempotency key or ''
+ADD = (
+    _WORDS
+    + """
+-- ARGV: id, accepted, limit, idempotency key or '', edition
 -- answers the id of the job that the key stands for, or nothing when the queue is full
-local key = ARGV[5]
+local id, key, edition = ARGV[1], ARGV[4], ARGV[5]
 local earlier = key ~= '' and redis.call('GET', key)
-if earlier and redis.call('EXISTS', ARGV[4] .. earlier) == 1 then return earlier end
-if redis.call('EXISTS', KEYS[4]) == 1 then return ARGV[1] end  -- a repeat after a lost answer
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then return nil end
-local order = redis.call('INCR', KEYS[3])
-local entry = redis.call('XADD', KEYS[1], '*', 'id', ARGV[1])
-redis.call('ZADD', KEYS[2], order, ARGV[1])
-redis.call('HSET', KEYS[4], 'accepted', ARGV[2], 'state', 'queued', 'entry', entry, 'order', order, 'key', key)
-if key ~= '' then redis.call('SET', key, ARGV[1]) end
-return ARGV[1]
+if earlier and redis.call('EXISTS', job_of(earlier)) == 1 then return earlier end
+if redis.call('EXISTS', job_of(id)) == 1 then return id end  -- a repeat after a lost answer
+local backlog = 0
+for _, known in ipairs(redis.call('ZRANGE', EDITIONS, 0, -1)) do backlog = backlog + redis.call('XLEN', jobs_of(known)) end
+if backlog >= tonumber(ARGV[3]) then return nil end
+redis.call('ZADD', EDITIONS, now(), edition)
+local order = redis.call('INCR', ORDERS)
+local entry = redis.call('XADD', jobs_of(edition), '*', 'id', id)
+redis.call('ZADD', WAITING, order, id)
+redis.call('HSET', job_of(id), 'accepted', ARGV[2], 'state', 'queued', 'order', order, 'key', key)
+redis.call('HSET', job_of(id), 'entry', entry, 'edition', edition)
+if key ~= '' then redis.call('SET', key, id) end
+return id
 """
+)
 
 TAKE = (
-    _OWNS
+    _WORDS
     + f"""
--- KEYS: jobs waiting; ARGV: consumer, lease in ms, prefix of jobs
--- first what was handed back or whose replica is dead, then what nobody has had
-while true do
-  local taken, cursor = nil, '0-0'
+-- ARGV: consumer, lease in ms, or 0 to leave alone what others have, editions...
+-- first what was handed back or whose replica is dead, then what nobody has had, the oldest of all editions; it costs the
+-- same however many jobs run, but for a look every quarter of a lease, by whichever replica comes by, at who is dead
+local function sweep(edition, lease)
+  local mark = '{PREFIX}swept:' .. edition
+  if lease == 0 or not redis.call('SET', mark, 1, 'NX', 'PX', math.ceil(lease / 4)) then return end
+  local cursor = '0-0'
   repeat
-    local found = redis.call('XAUTOCLAIM', KEYS[1], '{GROUP}', ARGV[1], ARGV[2], cursor, 'COUNT', 1)
-    cursor, taken = found[1], found[2][1]
-  until taken or cursor == '0-0'
-  if not taken then
-    local found = redis.call('XREADGROUP', 'GROUP', '{GROUP}', ARGV[1], 'COUNT', 1, 'STREAMS', KEYS[1], '>')
-    taken = found and found[1][2][1]
+    local found = redis.call('XAUTOCLAIM', jobs_of(edition), '{GROUP}', '{NOBODY}', lease, cursor, 'COUNT', 100, 'JUSTID')
+    cursor = found[1]
+  until cursor == '0-0'
+end
+local function first_of(edition)
+  local back = redis.call('XPENDING', jobs_of(edition), '{GROUP}', '-', '+', 1, '{NOBODY}')[1]
+  if back then return back[1], 1 end
+  local last = redis.call('XINFO', 'GROUPS', jobs_of(edition))[1][8]
+  local unseen = redis.call('XRANGE', jobs_of(edition), '(' .. last, '+', 'COUNT', 1)[1]
+  return unseen and unseen[1], 2
+end
+local function is_before(one, other)
+  if one.rank ~= other.rank then return one.rank < other.rank end
+  local ms, place = string.match(one.entry, '(%d+)-(%d+)')
+  local other_ms, other_place = string.match(other.entry, '(%d+)-(%d+)')
+  if ms ~= other_ms then return tonumber(ms) < tonumber(other_ms) end
+  return tonumber(place) < tonumber(other_place)
+end
+local function have(first)
+  local jobs = jobs_of(first.edition)
+  if first.rank == 1 then return redis.call('XCLAIM', jobs, '{GROUP}', ARGV[1], 0, first.entry)[1] end
+  return redis.call('XREADGROUP', 'GROUP', '{GROUP}', ARGV[1], 'COUNT', 1, 'STREAMS', jobs, '>')[1][2][1]
+end
+for number = 3, #ARGV do sweep(ARGV[number], tonumber(ARGV[2])) end
+while true do
+  local first
+  for number = 3, #ARGV do
+    local entry, rank = first_of(ARGV[number])
+    local found = entry and {{edition = ARGV[number], entry = entry, rank = rank}}
+    if found and (not first or is_before(found, first)) then first = found end
   end
-  if not taken then return nil end
-  local entry, id = taken[1], taken[2][2]
-  local job = ARGV[3] .. id
-  redis.call('ZREM', KEYS[2], id)
-  if redis.call('EXISTS', job) == 1 then
-    local attempts = attempts_of_mine(KEYS[1], entry, ARGV[1])
-    redis.call('HSET', job, 'state', 'running', 'evaluations', 0, 'attempts', attempts)
-    return {{id, entry}}
+  if not first then return nil end
+  local id = have(first)[2][2]
+  redis.call('ZREM', WAITING, id)
+  if redis.call('EXISTS', job_of(id)) == 1 then
+    local attempts = attempts_of_mine(first.edition, first.entry, ARGV[1])
+    redis.call('HSET', job_of(id), 'state', 'running', 'evaluations', 0, 'attempts', attempts)
+    return {{id, first.edition, first.entry}}
   end
-  leave(KEYS[1], entry)  -- its hash was deleted or evicted behind our back: there is nothing left to draw
+  leave(first.edition, first.entry)  -- its hash was deleted or evicted behind our back: there is nothing left to draw
 end
 """
 )
 
 RENEW = (
-    _OWNS
+    _WORDS
     + f"""
--- KEYS: jobs job; ARGV: entry, consumer, evaluations
-if not attempts_of_mine(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
-redis.call('XCLAIM', KEYS[1], '{GROUP}', ARGV[2], 0, ARGV[1], 'JUSTID')
-redis.call('HSET', KEYS[2], 'evaluations', ARGV[3])
-return 1
+-- ARGV: consumer, number of editions, editions..., then id, edition, entry and evaluations of each job
+-- answers the ids of the jobs that are no longer the consumer's
+local lost, place = {{}}, 3 + ARGV[2]
+for number = 3, place - 1 do redis.call('ZADD', EDITIONS, now(), ARGV[number]) end
+for number = place, #ARGV, 4 do
+  local id, edition, entry, evaluations = unpack(ARGV, number, number + 3)
+  if attempts_of_mine(edition, entry, ARGV[1]) then
+    redis.call('XCLAIM', jobs_of(edition), '{GROUP}', ARGV[1], 0, entry, 'JUSTID')
+    redis.call('HSET', job_of(id), 'evaluations', evaluations)
+  else
+    lost[#lost + 1] = id
+  end
+end
+return lost
 """
 )
 
 FINISH = (
-    _OWNS
+    _WORDS
     + """
--- KEYS: jobs job images...; ARGV: entry, consumer, state, now, outcome, time to live in ms, files...
-if not attempts_of_mine(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[2], 'state', ARGV[3], 'ended', ARGV[4], 'outcome', ARGV[5])
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
-local key = redis.call('HGET', KEYS[2], 'key')
-if key ~= '' then redis.call('PEXPIRE', key, ARGV[6]) end
-for number = 3, #KEYS do redis.call('SET', KEYS[number], ARGV[number + 4], 'PX', ARGV[6]) end
-leave(KEYS[1], ARGV[1])
+-- ARGV: consumer, id, edition, entry, state, now, outcome, time to live in ms, files...
+local id, edition, entry, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[8]
+if not attempts_of_mine(edition, entry, ARGV[1]) then return 0 end
+conclude(id, ttl, 'state', ARGV[5], 'ended', ARGV[6], 'outcome', ARGV[7])
+for number = 9, #ARGV do redis.call('SET', job_of(id) .. ':image:' .. number - 9, ARGV[number], 'PX', ttl) end
+leave(edition, entry)
 return 1
 """
 )
 
 GIVE_BACK = (
-    _OWNS
+    _WORDS
     + """
--- KEYS: jobs waiting job; ARGV: id, entry, consumer, attempts to take back
-local attempts = attempts_of_mine(KEYS[1], ARGV[2], ARGV[3])
-if attempts then hand_back(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], attempts - ARGV[4]) end
+-- ARGV: consumer, id, edition, entry, attempts to take back, consumer that is to hold it
+local id, edition, entry = ARGV[2], ARGV[3], ARGV[4]
+local attempts = attempts_of_mine(edition, entry, ARGV[1])
+if attempts then hand_back(edition, id, entry, attempts - ARGV[5], ARGV[6]) end
 """
 )
 
 CLOSE = (
-    _OWNS
+    _WORDS
     + f"""
--- KEYS: jobs waiting; ARGV: consumer, prefix of jobs, idle time in ms after which replicas without jobs are forgotten
+-- ARGV: consumer, editions...
 -- a consumer may go only when it has nothing: what it has would be lost with it
-for _, found in ipairs(redis.call('XPENDING', KEYS[1], '{GROUP}', '-', '+', 100000, ARGV[1])) do
-  local entry = redis.call('XRANGE', KEYS[1], found[1], found[1])[1]
-  local id = entry and entry[2][2]
-  if id and redis.call('EXISTS', ARGV[2] .. id) == 1 then
-    hand_back(KEYS[1], KEYS[2], ARGV[2] .. id, id, found[1], found[4] - 1)
-  else
-    leave(KEYS[1], found[1])
+for number = 2, #ARGV do
+  local edition = ARGV[number]
+  local jobs = jobs_of(edition)
+  if redis.call('EXISTS', jobs) == 1 then
+    for _, found in ipairs(redis.call('XPENDING', jobs, '{GROUP}', '-', '+', 100000, ARGV[1])) do
+      local entry = redis.call('XRANGE', jobs, found[1], found[1])[1]
+      local id = entry and entry[2][2]
+      if id and redis.call('EXISTS', job_of(id)) == 1 then
+        hand_back(edition, id, found[1], found[4] - 1, '{NOBODY}')
+      else
+        leave(edition, found[1])
+      end
+    end
+    redis.call('XGROUP', 'DELCONSUMER', jobs, '{GROUP}', ARGV[1])
+    for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, '{GROUP}')) do
+      local name, pending, idle = consumer[2], consumer[4], consumer[6]
+      if pending == 0 and idle > {FORGET_MS} then redis.call('XGROUP', 'DELCONSUMER', jobs, '{GROUP}', name) end
+    end
   end
-end
-redis.call('XGROUP', 'DELCONSUMER', KEYS[1], '{GROUP}', ARGV[1])
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], '{GROUP}')) do
-  local name, pending, idle = consumer[2], consumer[4], consumer[6]
-  if pending == 0 and idle > tonumber(ARGV[3]) then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], '{GROUP}', name) end
 end
 """
 )
 
 CANCEL = (
-    _OWNS
+    _WORDS
     + """
--- KEYS: jobs waiting job; ARGV: id, now, time to live in ms
-local state, entry, key = unpack(redis.call('HMGET', KEYS[3], 'state', 'entry', 'key'))
+-- ARGV: id, now, time to live in ms
+local id = ARGV[1]
+local state, edition, entry = unpack(redis.call('HMGET', job_of(id), 'state', 'edition', 'entry'))
 if state ~= 'queued' and state ~= 'running' then return end
-redis.call('HSET', KEYS[3], 'state', 'cancelled', 'ended', ARGV[2])
-redis.call('PEXPIRE', KEYS[3], ARGV[3])
-if key ~= '' then redis.call('PEXPIRE', key, ARGV[3]) end
-redis.call('ZREM', KEYS[2], ARGV[1])
-leave(KEYS[1], entry)
+conclude(id, ARGV[3], 'state', 'cancelled', 'ended', ARGV[2])
+leave(edition, entry)
 """
 )
 
-MAKE_GROUP = f"""
--- KEYS: jobs. From the stream's first entry on; where another replica was faster there is nothing to do
-redis.pcall('XGROUP', 'CREATE', KEYS[1], '{GROUP}', '0', 'MKSTREAM')
+BACKLOG = (
+    _WORDS
+    + f"""
+-- answers edition, jobs that have not ended, and whole milliseconds since a living replica served it, of each edition
+local answer = {{}}
+for _, edition in ipairs(redis.call('ZRANGE', EDITIONS, 0, -1)) do
+  local jobs = redis.call('XLEN', jobs_of(edition))
+  local silent_ms = math.floor(1000 * (now() - redis.call('ZSCORE', EDITIONS, edition)))
+  if jobs == 0 and silent_ms > {FORGET_MS} then
+    redis.call('DEL', jobs_of(edition))
+    redis.call('ZREM', EDITIONS, edition)
+  else
+    answer[#answer + 1] = {{edition, jobs, silent_ms}}
+  end
+end
+return answer
 """
+)
+
+ABANDON = (
+    _WORDS
+    + """
+-- ARGV: edition, least time in ms that nobody has served it, now, outcome, time to live in ms
+-- answers how many jobs it has ended
+local edition, ended = ARGV[1], 0
+local served = redis.call('ZSCORE', EDITIONS, edition)
+if not served or 1000 * (now() - served) < tonumber(ARGV[2]) then return 0 end
+for _, found in ipairs(redis.call('XRANGE', jobs_of(edition), '-', '+')) do
+  local id = found[2][2]
+  if redis.call('EXISTS', job_of(id)) == 1 then
+    conclude(id, ARGV[5], 'state', 'failed', 'ended', ARGV[3], 'outcome', ARGV[4])
+    ended = ended + 1
+  end
+end
+redis.call('DEL', jobs_of(edition))
+redis.call('ZREM', EDITIONS, edition)
+return ended
+"""
+)
+
+MAKE_GROUPS = (
+    _WORDS
+    + f"""
+-- ARGV: editions. From a stream's first entry on; where another replica was faster there is nothing to do
+for _, edition in ipairs(ARGV) do redis.pcall('XGROUP', 'CREATE', jobs_of(edition), '{GROUP}', '0', 'MKSTREAM') end
+"""
+)

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("server.access")
 
-SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-"""Request ids that are taken from clients; any other is replaced."""
+SANE_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+"""Request ids that are taken from clients and balancers, which like colons and base64; any other is replaced."""
 QUIET = ("/livez", "/readyz", "/metrics")
 """Routes that machines ask for all the time; their lines are at level debug."""
 
@@ -27,7 +27,7 @@ class Mark(NamedTuple):
     """What a request is known by."""
 
     request_id: str
-    """The client's X-Request-ID, or the trace id."""
+    """X-Request-ID, from the client or a balancer, or the trace id."""
     trace_id: str
     """The W3C trace id, 32 hexadecimal digits: the client's, from traceparent, or one made here."""
 

@@ -15,6 +15,7 @@ from pydantic_settings import (
     get_subcommand,
 )
 
+from server.command_line import readable, told
 from server.keys import KeysError, Name, Scope, add_key, read_keys, remove_key
 
 
@@ -26,7 +27,7 @@ class Add(BaseModel):
     name: CliPositionalArg[Name]
     """Whose key it is; appears in the server's logs."""
     scopes: tuple[Scope, ...] = ("draw",)
-    """What it is good for: draw, admin, or draw,admin."""
+    """What it is good for: draw, admin, or draw,admin. Default: draw."""
     evaluations_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Its own rate limit, in network evaluations per minute; default the server's."""
 
@@ -57,13 +58,13 @@ class Keys(BaseSettings):
 
 def keys(arguments: Sequence[str]) -> int:
     """Add, list or remove a key. Returns the exit status: 1 when the file refuses, 2 for a wrong argument."""
-    source: CliSettingsSource = CliSettingsSource(Keys, cli_prog_name="stepdial keys")
+    source = readable(CliSettingsSource(Keys, cli_prog_name="stepdial keys"))
     try:
         command = CliApp.run(Keys, cli_args=list(arguments), cli_settings_source=source)
         _run(command.keys_file, get_subcommand(command))
     except ValidationError as error:
         for item in error.errors(include_url=False):
-            print(f"stepdial keys: {'.'.join(map(str, item['loc']))}: {item['msg']}", file=sys.stderr)
+            print(f"stepdial keys: {told(item, Keys)}", file=sys.stderr)
         return 2
     except KeysError as error:
         print(f"stepdial keys: {error}", file=sys.stderr)

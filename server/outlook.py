@@ -54,12 +54,11 @@ class Outlook:
 
     def pressure(self, images: int) -> Pressure:
         """Return how crowded the server is for a request of so many images."""
-        self._look()
         room = (self._scheduler.max_evaluations - self._scheduler.evaluations) // images
         return Pressure(self._brownout.cap, room)
 
-    def _look(self) -> None:
-        """Move the brown-out's level: at every request that consents, and as long as there is one, after every rest."""
+    def look(self) -> None:
+        """Move the brown-out's level: at every request to draw that consents, and as long as there is one, after every rest."""
         self._brownout.observe(self._scheduler.backlog_seconds, perf_counter())
         self._scheduler.shorten_all = self._brownout.cap == 1  # images on their way cannot be lowered in smaller steps
         metrics.BROWNOUT_LEVEL.set(self._brownout.level)
@@ -69,7 +68,7 @@ class Outlook:
 
     def _look_again(self) -> None:
         self._looks_again = False
-        self._look()
+        self.look()
 
     def _device_seconds(self, samples: Sequence[Sample]) -> float:
         """The samples alone on the device, as many in a wave as it takes."""

@@ -83,6 +83,10 @@ class Pace:
         """Take the time of one wave into account."""
         self._curves.setdefault((family, network, guided), Curve()).observe(rows, seconds)
 
+    def forget(self, family: str) -> None:
+        """Forget a family's networks: others may come under their names."""
+        self._curves = {key: curve for key, curve in self._curves.items() if key[0] != family}
+
     def wave_seconds(self, network: str, guided: bool, rows: int, family: str = "") -> float:
         """Return how long a wave of so many samples takes; it never falls as rows rise."""
         curve = self._curves.get((family, network, guided))

@@ -95,7 +95,13 @@ def make_rooms(settings: Settings, families: Sequence[Family], make_device: Call
     ledger = RedisBuckets(redis) if redis else Buckets()
     jobs, encoders = _job_store(settings, redis), EncodePool(settings.encode_threads)
     roster = Roster(
-        make_dial, make_device, measure, jobs.needs, memory_bytes=settings.memory_bytes, root=settings.families
+        make_dial,
+        make_device,
+        measure,
+        lambda name: scheduler.pace.forget(name),
+        jobs.needs,
+        memory_bytes=settings.memory_bytes,
+        root=settings.families,
     )
     scheduler = Scheduler(
         roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds
@@ -132,8 +138,13 @@ def _cache(settings: Settings, redis: Redis | None) -> ResultCache:
 def _job_store(settings: Settings, redis: Redis | None) -> JobStore:
     max_jobs, keep = settings.max_jobs, settings.job_result_seconds
     if redis:
-        lease = settings.job_lease_seconds
-        return RedisJobs(redis, max_jobs=max_jobs, result_seconds=keep, lease_seconds=lease)
+        return RedisJobs(
+            redis,
+            max_jobs=max_jobs,
+            result_seconds=keep,
+            lease_seconds=settings.job_lease_seconds,
+            orphan_seconds=settings.job_orphan_seconds,
+        )
     return MemoryJobs(max_jobs=max_jobs, result_seconds=keep, max_bytes=settings.job_bytes)
 
 

@@ -5,15 +5,19 @@ import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
 from diffusion.family import MANIFEST, Family, FamilyError, open_family
+from diffusion.frontier import Position
+from diffusion.plans import Plan
 from server import metrics
+from server.content import edition
 from server.device import Device
 from server.dial import Dial, Lease, Wish
-from server.failures import FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory
+from server.failures import EditionGone, FamilyConflict, FieldRefused, MemoryExceeded, ModelUnknown, OutOfMemory, shown
 from server.pace import Timing
 from server.samples import Turn, Underway
 from server.schemas import GenerateRequest
@@ -33,6 +37,8 @@ class Served:
     device: Device
     state: Literal["loading", "ready", "leaving"]
     """Only a ready one is chosen for new requests; whether the server draws at all, the scheduler knows."""
+    edition: str
+    """What tells it from other families of its name (content.py)."""
     leases: WeakSet[Lease] = field(default_factory=WeakSet)
     """Those of the wishes that are not answered yet."""
 
@@ -44,6 +50,10 @@ class Served:
     def turn(self, request: GenerateRequest) -> Wish:
         """Return what to draw, with a lease on the family. Raises what Dial.turn raises."""
         return replace(self.dial.turn(request), lease=Lease(self.leases))
+
+    def repeat(self, request: GenerateRequest, plan: Plan) -> Wish:
+        """Return what Dial.repeat returns, with a lease on the family. Raises what it raises."""
+        return replace(self.dial.repeat(request, plan), lease=Lease(self.leases))
 
 
 def weights_bytes(family: Family) -> int:
@@ -59,15 +69,16 @@ class Roster:
         make_dial: Callable[[Family], Dial],
         make_device: Callable[[Family], Device],
         measure: Callable[[Served, Iterable[Timing]], Awaitable[None]],
+        forget: Callable[[str], None],
         is_needed: Callable[[str], bool] = lambda name: False,
         *,
         memory_bytes: int | None = None,
         root: Path | None = None,
     ):
-        """measure takes in how fast a family is that is loaded later; root holds the families that may be. is_needed
-        says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
+        """measure takes in how fast a family is that is loaded later, forget lets go of that; root holds the families that
+        may be. is_needed says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
         self._make_dial, self._make_device, self._measure = make_dial, make_device, measure
-        self._is_needed = is_needed
+        self._forget_pace, self._is_needed = forget, is_needed
         self._memory_bytes, self._root = memory_bytes, root
         self._served: dict[str, Served] = {}
 
@@ -91,25 +102,26 @@ class Roster:
             if model in (None, served.family.name):
                 return served
         names = ", ".join(repr(served.family.name) for served in self.ready)
-        raise ModelUnknown(f"no model of that name is served; served is {names}")
+        raise ModelUnknown(f"model {shown(model)} is not served; served is {names}")
 
-    def keep_to(self, name: str) -> Served:
-        """Return the family that accepted work is of, though it may be leaving. Raises ModelUnknown where it has left."""
-        served = self._served.get(name)
-        if served is None or served.state == "loading":
-            raise ModelUnknown(f"the family {name!r} of this work is not served any more")
-        return served
+    def keep_to(self, edition: str) -> Served:
+        """Return the family that accepted work is of, though it may be leaving. Raises EditionGone where it has left."""
+        for served in self:
+            if served.edition == edition and served.state != "loading":
+                return served
+        raise EditionGone(edition.partition("@")[0])
 
     def family(self, name: str) -> Family:
         """Return a family that wishes are drawn with, whether new requests may choose it or not."""
         return self._served[name].family
 
-    def label(self, request: GenerateRequest) -> str:
-        """Return the metrics' label of a request, as Dial.label does; "none" for a model that is not served."""
+    def labels(self, request: GenerateRequest) -> tuple[str, str]:
+        """Return the metrics' labels of a request: its family, and what Dial.label says; "none" for what is not served."""
         try:
-            return self.find(request.model).dial.label(request)
+            served = self.find(request.model)
         except ModelUnknown:
-            return "none"
+            return "none", "none"
+        return served.family.name, served.dial.label(request)
 
     def prepare(self) -> list[Timing]:
         """Prepare the families of the start, on the device thread. Raises what their devices raise."""
@@ -126,7 +138,7 @@ class Roster:
         a family or with one that must not be served, FamilyConflict, MemoryExceeded.
         """
         if self._root is None or not (self._root / folder / MANIFEST).is_file():
-            raise FieldRefused("folder", "there is no family of that name in the folder that --families names")
+            raise FieldRefused("folder", f"there is no family {shown(folder)} in the folder that --families names")
         try:
             family = await asyncio.to_thread(open_family, self._root / folder)
             served = self._admit(family, "loading")
@@ -150,7 +162,7 @@ class Roster:
         """
         served = self._served.get(name)
         if served is None:
-            raise ModelUnknown("no family of that name is loaded")
+            raise ModelUnknown(f"no family {shown(name)} is loaded")
         if served.state != "ready":
             raise FamilyConflict(f"family {name!r} is {served.state}")
         if len(self.ready) == 1:
@@ -160,6 +172,7 @@ class Roster:
             await asyncio.sleep(DRAIN_SECONDS)
             gc.collect()  # a wish that was refused before it was drawn may be held by its traceback, in a cycle
         del self._served[name]
+        self._forget_pace(name)
         _forget(served.family)
         log.info("family %s is unloaded", name)
 
@@ -172,7 +185,7 @@ class Roster:
                 f"the networks of family {family.name!r} take {size} bytes; "
                 f"{self._memory_bytes} are allowed for all families and {used} are taken"
             )
-        served = Served(family, self._make_dial(family), self._make_device(family), state)
+        served = Served(family, self._make_dial(family), self._make_device(family), state, edition(family))
         self._served[family.name] = served
         return served
 
@@ -184,6 +197,7 @@ def _prepare(served: Served) -> list[Timing]:
 def _tell(family: Family) -> None:
     for member in family.manifest.members:
         metrics.STUDENT_INFO.labels(family.name, member.name, member.weights.sha256).set(1)
+    metrics.begin(family.name, [*family.positions, "auto"])
     if family.frontier is None:
         return
     for position in filter(None, map(family.measured, family.positions.values())):
@@ -192,8 +206,36 @@ def _tell(family: Family) -> None:
             if measure is not None:
                 labels = family.name, str(position.steps), metric, family.frontier.reference
                 metrics.STUDENT_QUALITY.labels(*labels).set(measure.mean)
+        _tell_age(family, position)
+
+
+def _tell_age(family: Family, position: Position) -> None:
+    """Tell when a position was measured, and how new its networks are; a record without a time tells nothing."""
+    labels = family.name, str(position.steps)
+    metrics.FRONTIER_SECONDS.labels(*labels).set(position.latency_ms.mean / 1000)
+    trained = [_unix_seconds(family.manifest.member(name).training.finished_at) for name in position.plan.members]
+    measured = _unix_seconds(position.measured.measured_at)
+    if measured is not None:
+        metrics.FRONTIER_MEASURED.labels(*labels).set(measured)
+    if None not in trained:
+        metrics.FRONTIER_TRAINED.labels(*labels).set(max(filter(None, trained)))
+
+
+def _unix_seconds(moment: str) -> float | None:
+    """Seconds since 1970 of an ISO 8601 time, UTC where it names no zone; None for anything else."""
+    try:
+        found = datetime.fromisoformat(moment)
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _forget(family: Family) -> None:
-    for gauge in (metrics.STUDENT_INFO, metrics.STUDENT_QUALITY):
+    for gauge in (
+        metrics.STUDENT_INFO,
+        metrics.STUDENT_QUALITY,
+        metrics.FRONTIER_SECONDS,
+        metrics.FRONTIER_MEASURED,
+        metrics.FRONTIER_TRAINED,
+    ):
         gauge.remove_by_labels({"model": family.name})

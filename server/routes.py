@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from diffusion.frontier import Frontier
@@ -25,6 +25,8 @@ from server.stream import error_event, generate_events, json_answer
 from server.studio import Picture, Studio
 
 PAGE = Path(__file__).parent / "page"
+METRICS_LINK = ' <a href="/metrics">metrics</a>'
+"""Of the page; it is not shown where the metrics are on another port."""
 
 
 def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
@@ -43,7 +45,7 @@ def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
         if body.stream or accepted == "events":
             events = generate_events(request, body, roster, studio)
             return await event_stream(request, events, failed=error_event(request))
-        with counted(roster.label(body)):
+        with counted(*roster.labels(body)):
             raw = _raw_format(body, accepted)
             served = roster.find(body.model)
             wish = served.turn(body)
@@ -62,8 +64,8 @@ def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
     return router
 
 
-def reading_routes(roster: Roster, scheduler: Scheduler, server: ServerInfo) -> APIRouter:
-    """The routes that tell: what is served, how good it is, how the server is."""
+def reading_routes(roster: Roster, server: ServerInfo) -> APIRouter:
+    """The routes that tell what is served and how good it is."""
     router = APIRouter(tags=["reading"])
 
     @router.get("/models", summary="What is served: families and their dials")
@@ -79,6 +81,13 @@ def reading_routes(roster: Roster, scheduler: Scheduler, server: ServerInfo) -> 
             raise NotMeasured(f"family {family.name!r} was not measured yet; `stepdial evaluate` does it")
         return family.frontier
 
+    return router
+
+
+def health_routes(scheduler: Scheduler) -> APIRouter:
+    """The routes that tell balancers and orchestrators how the server is."""
+    router = APIRouter(tags=["reading"])
+
     @router.get("/livez", summary="Whether the process is worth keeping", responses=problems(503))
     async def livez() -> Status:
         if scheduler.state == "stopped":
@@ -91,13 +100,22 @@ def reading_routes(roster: Roster, scheduler: Scheduler, server: ServerInfo) -> 
             raise DeviceLost("the device loop has ended")
         if scheduler.state == "starting":
             raise NotReady("the networks are being loaded, warmed up and checked")
-        if scheduler.state == "draining":
-            raise NotReady("the server is about to end and takes no new work")
+        if scheduler.leaving:
+            raise NotReady("the server is about to end")
         return Status(status="ready")
 
+    return router
+
+
+def page_routes(*, with_metrics: bool) -> APIRouter:
+    """The page; with_metrics says whether /metrics is where the page is."""
+    router = APIRouter()
+    html = (PAGE / "index.html").read_text()
+    html = html if with_metrics else html.replace(METRICS_LINK, "")
+
     @router.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html)
 
     return router
 
@@ -122,7 +140,7 @@ def _raw_format(body: GenerateRequest, accepted: Format | None) -> Format | None
         )
     raw = accepted or (body.output_format if body.response_format == "file" else None)
     if raw and body.n > 1:
-        raise FieldRefused("n", "a raw image answer holds one image; ask for JSON (b64_json) to get several")
+        raise FieldRefused("n", f"n is {body.n}; a raw image answer holds one image, JSON (b64_json) holds several")
     return raw
 
 

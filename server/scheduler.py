@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +46,8 @@ class Scheduler:
         self.max_evaluations = max_evaluations
         self.pace = Pace(max_wave)
         """What waves take, kept up to date."""
+        self.leaving = False
+        """Whether the server is about to end: balancers should look elsewhere, though it may still take work."""
         self.shorten_all = False
         """Whether samples that have alternatives are to end as soon as these allow, promised or not."""
         self._hang_seconds = hang_seconds
@@ -83,12 +86,14 @@ class Scheduler:
         deadline: float | None = None,
         preview: Preview | None = None,
         progress: Progress | None = None,
+        spent: Callable[[int], None] | None = None,
     ) -> list[Drawn]:
         """Return the images of all samples, or raise for all of them; cancel this to drop the work.
 
         deadline: when they are promised, a time of perf_counter; it orders the waves and lets samples end by one of their
         alternatives, but late images are returned too. preview is called after every hop of a sample but its last,
-        progress after every hop, both on the event loop; what they raise fails the sample.
+        progress after every hop, both on the event loop; what they raise fails the sample. spent is called once, however it
+        ends, with the evaluations that were begun for the samples.
         Raises NotReady, Overloaded (all or none are accepted), DrawFailed, DeviceLost.
         """
         if self.state != "ready":
@@ -104,6 +109,8 @@ class Scheduler:
             return await asyncio.gather(*(ticket.image for ticket in tickets))
         finally:
             self._forget(tickets)
+            if spent:
+                spent(sum(ticket.boarded for ticket in tickets))
 
     async def run(self) -> None:
         """Prepare the device, then draw until cancelled or the device is lost. Answers everyone before it ends."""
@@ -126,8 +133,13 @@ class Scheduler:
             await asyncio.gather(*self._waves.values(), return_exceptions=True)
             self._thread.close()
 
+    def leave(self) -> None:
+        """Be no longer ready to whoever asks, and take work all the same."""
+        self.leaving = True
+
     async def drain(self, seconds: float) -> None:
         """Refuse new work and return when what was accepted is answered: after so many seconds with NotReady."""
+        self.leave()
         if self.state != "stopped":
             self.state = "draining"
         try:
@@ -142,7 +154,7 @@ class Scheduler:
     def publish(self) -> None:
         """Set the gauges of what is waiting; called when metrics are read, since nobody looks at them between."""
         waiting = sum(ticket.number == 0 for ticket in self._unanswered)
-        metrics.READY.set(self.state == "ready")
+        metrics.READY.set(self.state == "ready" and not self.leaving)
         metrics.PENDING_LIMIT.set(self.max_evaluations)
         metrics.SAMPLES_WAITING.set(waiting)
         metrics.SAMPLES_RUNNING.set(len(self._unanswered) - waiting)
@@ -236,7 +248,10 @@ class Scheduler:
         for ticket in taken:
             self._shorten(ticket)
         self._enqueue([ticket for ticket in taken if ticket.need != lane.need])
-        return [ticket for ticket in taken if ticket.need == lane.need]
+        aboard = [ticket for ticket in taken if ticket.need == lane.need]
+        for ticket in aboard:
+            ticket.boarded = ticket.number + 1
+        return aboard
 
     def _shorten(self, ticket: Ticket) -> None:
         """Let a sample end by an alternative: in time, if one is, else at the earliest, if its own plan is not."""
@@ -294,7 +309,7 @@ class Scheduler:
             self._fail(wave, error)
         else:
             if landed:
-                self._measure(wave, len(landed), seconds)
+                self._measure(wave, [turn for _, turn, _ in landed], seconds)
             self._enqueue([ticket for ticket, turn, result in landed if self._goes_on(ticket, turn, result, seconds)])
 
     def _goes_on(self, ticket: Ticket, turn: Turn, result: Any, seconds: float) -> bool:
@@ -331,12 +346,15 @@ class Scheduler:
         if failure is not error:
             failure.__cause__ = error
         for ticket in wave.tickets:
-            metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
-            ticket.fail(failure)
+            if not ticket.image.done():  # what those took who have left was counted when they left
+                metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
+                ticket.fail(failure)
 
-    def _measure(self, wave: Wave, samples: int, seconds: float) -> None:
+    def _measure(self, wave: Wave, turns: Sequence[Turn], seconds: float) -> None:
         need = wave.need
-        self.pace.observe(need.member, need.guided, samples, seconds, need.family)
-        metrics.WAVE_SECONDS.labels(need.member).observe(seconds)
-        metrics.WAVE_SAMPLES.labels(need.member).observe(samples)
-        metrics.DEVICE_SECONDS.labels(need.member).inc(seconds)
+        self.pace.observe(need.member, need.guided, len(turns), seconds, need.family)
+        metrics.WAVE_SECONDS.labels(need.family, need.member).observe(seconds)
+        for steps, samples in Counter(turn.sample.evaluations for turn in turns).items():
+            labels = need.family, need.member, str(steps)
+            metrics.WAVE_SAMPLES.labels(*labels).observe(len(turns))
+            metrics.DEVICE_SECONDS.labels(*labels).inc(seconds * samples / len(turns))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, DirectoryPath, Field, model_validator
+from pydantic import BeforeValidator, DirectoryPath, Field, IPvAnyNetwork, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.limits import Limit
@@ -15,7 +15,7 @@ BUNDLED_FAMILY = Path(__file__).parents[1] / "families" / "shapes"
 
 def _several(value: Any) -> Any:
     """A comma separates folders in one string, as the command line and the environment give them."""
-    return tuple(str(value).split(",")) if isinstance(value, str | Path) else value
+    return tuple(filter(None, str(value).split(","))) if isinstance(value, str | Path) else value
 
 
 class Settings(BaseSettings):
@@ -40,6 +40,13 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_several)] = Field(
+        default_factory=lambda: os.environ.get("FORWARDED_ALLOW_IPS", ""),
+        validate_default=True,
+    )
+    """Addresses or networks (10.0.0.7,10.1.0.0/24) whose X-Forwarded-For and X-Forwarded-Proto are believed: those of your
+    balancers and of nobody else, since rate limits go by the address. FORWARDED_ALLOW_IPS is understood too. Default:
+    none, whoever connects is the client."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where waves run: cpu, cuda, cuda:1; auto takes the GPU when there is one."""
     max_wave: int = Field(default=16, ge=1, le=1024)
@@ -54,12 +61,17 @@ class Settings(BaseSettings):
     """Connections that may be open; one more is refused with 503. Keep it below the process's limit of open files."""
     receive_timeout_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Longest that a request's head may take to arrive, in seconds, and then its body (408)."""
+    send_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Longest that a client may take to receive the next 64 KiB of its answer, in seconds; then it is cut off."""
     request_timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Longest that a request may take, in seconds; then 504, and its work is dropped."""
     hang_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """A wave that takes longer, and ten times what was expected, is taken to hang: every request fails, the process ends."""
+    shutdown_delay_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """How long requests are still accepted after SIGTERM while /readyz says no already, in seconds: the time in which
+    every balancer in front must have noticed. 0 where there is none."""
     shutdown_timeout_seconds: int = Field(default=30, ge=0)
-    """Longest that accepted requests may take to finish after SIGTERM, in seconds."""
+    """Longest that accepted requests may take to finish after that, in seconds."""
     keys_file: Path | None = None
     """File of API keys (`stepdial keys` makes it); drawing then takes a key. Default: no keys, everybody may draw."""
     evaluations_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -93,6 +105,8 @@ class Settings(BaseSettings):
     """Without Redis: bytes that jobs and their images may occupy; ended jobs are forgotten early, oldest first, above it."""
     job_lease_seconds: float = Field(default=15.0, ge=0.1, allow_inf_nan=False)
     """With Redis: how long a replica may be silent before others take its jobs, in seconds."""
+    job_orphan_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    """With Redis: how long a job waits for a replica with its family, weights and all, in seconds; then it has failed."""
     job_attempts: int = Field(default=3, ge=1)
     """How often a job is begun; when it still has neither ended nor been handed back, it has failed."""
     cache_bytes: int = Field(default=64 * 2**20, ge=0)
@@ -112,6 +126,13 @@ class Settings(BaseSettings):
                 f"brownout_low_seconds is {low:g}; it has to be smaller than brownout_high_seconds, {high:g}"
             )
         return self
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _somebody_is_not_trusted(cls, networks: tuple[IPvAnyNetwork, ...]) -> tuple[IPvAnyNetwork, ...]:
+        if any(network.prefixlen == 0 for network in networks):
+            raise ValueError("a network of all addresses would let every client claim any address; name the balancers")
+        return networks
 
     @property
     def limit(self) -> Limit | None:

@@ -76,6 +76,8 @@ class Ticket:
     progress: Progress | None = None
     number: int = 0
     """Evaluations taken."""
+    boarded: int = 0
+    """Evaluations begun: those taken, and the one that it is in a wave for."""
     latent: Any = None
     start_by: float = inf
     """When its next wave has to begin for the promise to be kept; never before it began to wait for that wave."""

@@ -41,9 +41,16 @@ class Way:
         """Mean Frechet distance; infinite where it was not measured."""
         return self.measured.frechet.mean if self.measured else math.inf
 
-    def holds_at(self, guidance: float | None) -> bool:
-        """Whether what was measured of it holds at the guidance that is asked for; None asks for the family's."""
-        return guidance is None or (self.measured is not None and guidance == self.measured.guidance)
+    def compares_at(self, guidance: float | None) -> bool:
+        """Whether its distance may be compared with other ways' at the guidance that is asked for; None is the family's."""
+        return self.comparable and (
+            guidance is None or (self.measured is not None and guidance == self.measured.guidance)
+        )
+
+    def rank(self, guidance: float | None) -> tuple[bool, float, bool]:
+        """Return what orders ways of one position, the best first: by distance, and of those that do not compare the default."""
+        compares = self.compares_at(guidance)
+        return not compares, self.distance if compares else 0.0, not self.is_default
 
 
 def ways_of(family: Family) -> tuple[Way, ...]:

@@ -16,7 +16,7 @@ from benchmarks.load.client import Client, NotServed
 from benchmarks.load.wishes import Steps, Wishes, weights
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60
+START_SECONDS = 180
 """How long a process may take until it listens."""
 
 
@@ -37,6 +37,8 @@ class Host:
     """A running server."""
 
     client: Client
+    pid: int
+    """Its process."""
     served: dict[str, Any]
     """What GET /models tells."""
 
@@ -72,7 +74,7 @@ async def host(family: Path, *arguments: str) -> AsyncIterator[Host]:
         reading = asyncio.create_task(_read(process, printed))  # a full pipe would stop the server
         async with Client(url) as client:
             await client.ready()
-            yield Host(client, await client.models())
+            yield Host(client, process.pid, await client.models())
         reading.cancel()
     except TimeoutError:
         raise NotServed("\n".join(["the server does not listen; it printed:", *printed])) from None

@@ -129,6 +129,51 @@ def test_a_body_that_is_no_wish_is_a_client_error(desk: Desk, body: bytes) -> No
     assert answer.status_code in (400, 422)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n": 0}, "got 0, it should be greater than or equal to 1"),
+        ({"n": 17}, "n is 17; at most 16 images can be asked for at once"),
+        ({"n": 16, "steps": 512}, "n is 16, of 512 steps each; at most 4096 network evaluations fit"),
+        ({"steps": "four"}, """got "four", it should be a valid integer, or it should be 'auto'"""),
+        ({"output_format": "gif"}, """got "gif", it should be 'png', 'webp' or 'jpeg'"""),
+        ({"steps": [4]}, "got a list, "),
+        ({"prompt": "red " * 1000}, 'got "red red '),
+        ({"guidance": float("nan")}, "got NaN, "),
+        ({"min_steps": 8}, "min_steps is 8, which excludes the 4 steps that are asked for"),
+        ({"guidance": 3.0}, "3 is not drawn: guidance is baked into student-4 at 1"),
+    ],
+)
+def test_a_refusal_says_what_was_there_and_what_is_allowed(desk: Desk, change: dict[str, Any], told: str) -> None:
+    answer = desk.ask(WISH | change)
+    (error,) = problem(answer, 422)["errors"]
+    assert error["detail"].startswith(told) and len(error["detail"]) < 200
+    assert told in answer.json()["detail"]
+
+
+def test_a_value_that_may_be_a_secret_is_not_repeated(desk: Desk) -> None:
+    assert "hunter2" not in desk.ask(WISH | {"password": "hunter2"}).text
+    refused = desk.client.post("/jobs", json=WISH, headers={"idempotency-key": "hunter2" * 100})
+    assert problem(refused, 422) and "hunter2" not in refused.text
+
+
+def test_a_model_that_is_not_served_is_named_beside_those_that_are(desk: Desk) -> None:
+    assert (
+        problem(desk.ask(WISH | {"model": "other"}), 404)["detail"]
+        == """model "other" is not served; served is 'tiny'"""
+    )
+
+
+def test_a_body_of_no_type_is_refused_as_one_of_another_is(desk: Desk) -> None:
+    body = json.dumps(WISH).encode()
+    for content in (body, iter([body])):  # announced, and in chunks
+        answer = desk.client.request("POST", "/generate", content=content)
+        assert "content-type" not in answer.request.headers
+        assert "application/json" in problem(answer, 415)["detail"]
+    problem(desk.client.post("/generate"), 422)
+    problem(desk.client.get("/jobs/job_" + "0" * 32 + "/images/x", headers={"content-type": "text/plain"}), 404)
+
+
 def test_a_body_of_another_type_is_refused(desk: Desk) -> None:
     problem(desk.ask(json.dumps(WISH), **{"content-type": "text/plain"}), 415)
     problem(desk.ask("prompt=red", **{"content-type": "application/x-www-form-urlencoded"}), 415)

@@ -80,6 +80,14 @@ def test_fast_images_and_a_cache_that_is_turned_off_are_bypassed(desk: Desk, fam
         assert "x-cache" not in off.ask().headers
 
 
+def test_an_image_whose_seed_the_server_drew_is_not_kept(desk: Desk) -> None:
+    before = counted(desk)["bypass"]
+    drawn = desk.ask({"prompt": "red star", "steps": 1}).json()["data"][0]
+    assert counted(desk)["bypass"] == before + 1
+    again = desk.ask({"prompt": "red star", "steps": 1, "seed": drawn["seed"]})
+    assert "x-cache" not in again.headers and again.json()["data"][0] == drawn
+
+
 def test_the_cache_in_memory_is_bounded_and_keeps_what_was_used_last() -> None:
     async def use() -> None:
         cache = MemoryCache(2 * (100 + ENTRY_BYTES))

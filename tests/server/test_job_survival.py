@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.family import Family
+from diffusion.family import Family, open_family
+from server.content import edition
 from server.samples import Sample
 from tests.server.crowd import picture_of
 from tests.server.desk import pixels
 from tests.server.processes import wait_until
 from tests.server.redis_server import RedisServer
 from tests.server.replicas import Fleet
+from tests.server.tiny import write_tiny_family
 
-STREAM, GROUP = "{stepdial}:jobs", "replicas"
+GROUP = "replicas"
 QUICK = {"job_lease_seconds": 0.6, "shutdown_timeout_seconds": 5, "max_wave": 4}
 
 
@@ -39,14 +41,19 @@ def look(fleet: Fleet, job: str) -> dict[str, Any]:
     return found
 
 
+def stream_of(family: Family) -> str:
+    """Where the jobs of a family wait."""
+    return "{stepdial}:jobs:" + edition(family)
+
+
 def check_all_done(fleet: Fleet, redis: RedisServer, family: Family, jobs: dict[int, tuple[str, int]]) -> None:
     """Wait for the jobs (seed -> id and steps), compare every image, and see that nothing is left and nothing came twice."""
-    wait_until(lambda: redis.client.xlen(STREAM) == 0)
+    wait_until(lambda: redis.client.xlen(stream_of(family)) == 0)
     for seed, (job, steps) in jobs.items():
         assert look(fleet, job)["state"] == "done", look(fleet, job)
         image, plan = fleet.ask("GET", f"/jobs/{job}/images/0").content, family.positions[steps]
         assert np.array_equal(pixels(image), picture_of(Sample(plan, (1, 1, 1), seed, 0, family.guidance(plan))))
-    assert redis.client.xpending(STREAM, GROUP)["pending"] == 0
+    assert redis.client.xpending(stream_of(family), GROUP)["pending"] == 0
     assert len(list(redis.client.scan_iter("{stepdial}:job:*:image:*"))) == len(jobs)
 
 
@@ -60,8 +67,8 @@ def test_replicas_that_are_killed_again_and_again_lose_no_job(
             for seed in range(4 * kill, 4 * kill + 4):
                 steps = dice.choice((1, 2, 4, 32, 64))
                 jobs[seed] = order(fleet, seed, steps), steps
-            wait_until(lambda: redis_server.client.xpending(STREAM, GROUP)["pending"] > 0)
-            busy = [consumer["pending"] for consumer in redis_server.client.xinfo_consumers(STREAM, GROUP)]
+            wait_until(lambda: redis_server.client.xpending(stream_of(family), GROUP)["pending"] > 0)
+            busy = [consumer["pending"] for consumer in redis_server.client.xinfo_consumers(stream_of(family), GROUP)]
             assert sum(busy) > 0, "a kill should hit work"
             fleet.replace(kill % 3)
         check_all_done(fleet, redis_server, family, jobs)
@@ -167,3 +174,47 @@ def test_sigterm_hands_back_what_would_take_too_long(
     with Fleet(family_folder, redis_server.url, size=1, **quick) as staying:
         check_all_done(staying, redis_server, family, jobs)
         assert look(staying, jobs[1][0])["attempts"] == 1
+
+
+def test_a_rolling_update_of_a_family_leaves_each_job_to_a_replica_that_can_draw_it(
+    family_folder: Path, family: Family, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    changed = write_tiny_family(tmp_path / "tiny", steps=(1, 2))
+    quick = QUICK | {"job_lease_seconds": 60, "max_wave": 1}
+    with (
+        Fleet(family_folder, redis_server.url, size=1, wave_seconds=0.03, **quick) as old,
+        Fleet(changed, redis_server.url, size=1, **quick) as new,
+    ):
+        jobs = {seed: (order(old, seed, 128), 128) for seed in range(6)}
+        later = {seed: (order(new, seed, 2), 2) for seed in range(10, 16)}
+        wait_until(lambda: redis_server.client.xlen(stream_of(open_family(changed))) == 0)
+        assert {look(old, job)["state"] for job, _ in later.values()} == {"done"}
+        assert redis_server.client.xlen(stream_of(family)) > 0, "the old jobs should still be there"
+        old.replicas[0].send(signal.SIGTERM)
+        old.replicas[0].process.join(30)
+        waiting = [job for job, _ in jobs.values() if look(new, job)["state"] == "queued"]
+        assert waiting and all(look(new, job)["attempts"] == 0 for job in waiting)
+        with Fleet(family_folder, redis_server.url, size=1, **quick) as back:
+            check_all_done(back, redis_server, family, jobs | later)
+            assert {look(back, job)["attempts"] for job, _ in jobs.values()} == {1}
+
+
+def test_jobs_of_a_family_that_nobody_serves_any_more_fail_and_say_so(
+    family_folder: Path, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    changed = write_tiny_family(tmp_path / "tiny", steps=(1, 2))
+    quick = QUICK | {"shutdown_timeout_seconds": 0, "job_orphan_seconds": 1.5}
+    with Fleet(changed, redis_server.url, size=1, **quick) as new:
+        with Fleet(family_folder, redis_server.url, size=1, wave_seconds=0.03, **quick) as old:
+            job = order(old, 1, 64)
+            wait_until(lambda: look(old, job)["evaluations_done"] > 0)
+            old.replicas[0].send(signal.SIGTERM)
+            old.replicas[0].process.join(30)
+        wait_until(lambda: look(new, job)["state"] == "failed")
+        told = look(new, job)["problem"]
+        assert (
+            told["type"] == "/problems/edition-gone"
+            and "'tiny'" in told["detail"]
+            and "order it again" in told["detail"]
+        )
+        assert 'stepdial_jobs_total{outcome="failed"} 1.0' in new.ask("GET", "/metrics").text

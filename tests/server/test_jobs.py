@@ -14,6 +14,7 @@ from tests.server.crowd import picture_of
 from tests.server.desk import WISH, Desk, blamed, pixels, problem, value
 from tests.server.processes import wait_until
 from tests.server.redis_server import RedisServer
+from tests.server.test_deadlines import searched
 
 Opener = Callable[..., Desk]
 
@@ -246,6 +247,23 @@ def test_without_redis_the_oldest_results_make_room_and_waiting_jobs_never_do(fa
         desk.device.gate.clear()
         waiting = [order(desk).json()["id"] for _ in range(10)]
         assert all(desk.client.get(f"/jobs/{job}").status_code == 200 for job in waiting)
+
+
+def test_a_job_is_drawn_by_the_plan_that_was_chosen_for_it_whatever_is_measured_where_it_is_drawn(
+    family: Family, redis_server: RedisServer
+) -> None:
+    with Desk(searched(family), redis_url=redis_server.url, max_wave=1) as accepting:
+        accepting.device.gate.clear()
+        order(accepting, WISH | {"steps": 512})
+        wait_until(lambda: bool(accepting.device.waves))
+        job = order(accepting, WISH | {"plan": "searched"}).json()
+        assert look(accepting, job["id"])["state"] == "queued" and job["student"] == "student-4+student-1"
+        with Desk(family, redis_url=redis_server.url) as drawing:
+            once(drawing, job["id"], "done")
+            drawn = {turn.sample.plan for wave in drawing.device.waves for turn in wave}
+            assert [plan.members for plan in drawn] == [("student-4", "student-1")]
+        accepting.device.seconds = 0
+        accepting.device.gate.set()
 
 
 def test_the_metrics_of_jobs_move(open_desk: Opener) -> None:

@@ -1,6 +1,9 @@
 """Rate limits: the arithmetic of the bucket, and what a server answers."""
 
 import asyncio
+import json
+import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from server.gate import _address
 from server.keys import add_key
 from server.limits import Buckets, Limit
 from tests.server.desk import WISH, Desk, problem, value
-from tests.server.processes import wait_until
+from tests.server.processes import serve_names, wait_until
 
 LIMITS = st.builds(
     Limit, evaluations_per_minute=st.floats(0.5, 10_000), burst_seconds=st.sampled_from([0.1, 1.0, 60.0, 600.0])
@@ -119,6 +122,29 @@ def test_what_the_server_turns_away_is_not_charged(
         assert {refusal.status_code for refusal in refusals} == {503}
         assert all(";r=8;" in refusal.headers["ratelimit"] for refusal in refusals)
         assert desk.ask(wish).status_code == 200
+
+
+@pytest.mark.parametrize("wish", [WISH, WISH | {"stream": True}], ids=["JSON", "events"])
+def test_who_hangs_up_gets_back_what_was_not_begun_and_no_more(family_folder: Path, wish: dict[str, Any]) -> None:
+    body = json.dumps(wish | {"steps": 512}).encode()
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with serve_names(family_folder, ["--evaluations-per-minute", "1", "--burst-seconds", "36000"]) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head % len(body) + body)
+            wait_until(lambda: server.metric("stepdial_wave_duration_seconds_count") >= 3)
+        wait_until(lambda: server.metric("stepdial_wasted_evaluations_total") > 0)
+        wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
+        waves = server.metric("stepdial_wave_duration_seconds_count")
+        left = re.search(r";r=(\d+);", server.ask(**WISH | {"steps": 1}).headers["ratelimit"])
+        assert left and 600 - 1 - (waves + 2) <= int(left[1]) <= 600 - 1 - waves + 2 and waves < 500
+
+
+def test_what_fails_midway_gives_back_what_was_not_begun(family: Family) -> None:
+    with Desk(family, evaluations_per_minute=10) as desk:
+        desk.device.failures = [None, RuntimeError("broken")]
+        answer = desk.ask()
+        assert problem(answer, 500) and ";r=8;" in answer.headers["ratelimit"]
 
 
 def test_a_key_has_its_own_bucket_and_may_have_its_own_rate(family: Family, tmp_path: Path) -> None:

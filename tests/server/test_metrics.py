@@ -8,13 +8,16 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
 import pytest
+import redis
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,7 +25,9 @@ from diffusion.family import FRONTIER, open_family, write_json
 from diffusion.frontier import Rescue
 from diffusion.plans import Hop, Plan
 from server import metrics
+from tests.server.desk import Desk, value
 from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
+from tests.server.redis_server import RedisServer
 
 Traffic = Callable[[ServerProcess], None]
 """Does something to a server, and returns when it is over."""
@@ -87,13 +92,24 @@ def a_job(server: ServerProcess) -> None:
 
 
 def an_image_to_keep(server: ServerProcess) -> None:
-    """Have an image drawn by a server that has a result cache."""
-    assert server.ask(**WISH, steps=1).status_code == 200
+    """Have an image of a seed drawn by a server that has a result cache."""
+    assert server.ask(**WISH, steps=1, seed=1).status_code == 200
 
 
 def a_limit_that_redis_does_not_know(server: ServerProcess) -> None:
     """Be drawn for without a rate limit, since nobody can say what is left of it."""
     assert server.ask(**WISH, steps=1).status_code == 200
+
+
+def a_job_of_a_family_that_is_gone(server: ServerProcess) -> None:
+    """Let a job wait for a family that no replica has, and take it away again."""
+    arguments = server.process.args
+    assert isinstance(arguments, list)
+    with redis.Redis.from_url(str(arguments[arguments.index("--redis-url") + 1]), protocol=2) as client:
+        client.xadd("{stepdial}:jobs:gone@1", {"id": "job"})
+        client.zadd("{stepdial}:editions", {"gone@1": time.time() - 60})
+        wait_until(lambda: server.metric("stepdial_jobs_orphans") == 1)
+        client.delete("{stepdial}:jobs:gone@1")
 
 
 MOVED_BY: dict[str, Traffic] = {
@@ -121,6 +137,7 @@ MOVED_BY: dict[str, Traffic] = {
     "jobs_begun_total": a_job,
     "jobs_backlog": a_job,
     "jobs_running": a_job,
+    "jobs_orphans": a_job_of_a_family_that_is_gone,
     "jobs_reachable": start,
     "cache_requests_total": an_image_to_keep,
     "cache_bytes": an_image_to_keep,
@@ -129,6 +146,9 @@ MOVED_BY: dict[str, Traffic] = {
     "build_info": start,
     "student_info": start,
     "student_quality": start,
+    "frontier_latency_seconds": start,
+    "frontier_measured_timestamp_seconds": start,
+    "frontier_trained_timestamp_seconds": start,
 }
 """Name without the prefix -> what moves it."""
 PREFIX = "stepdial_"
@@ -156,15 +176,11 @@ def documented() -> dict[str, set[str]]:
 
 
 def scrape(server: ServerProcess) -> dict[str, Series]:
-    """Name without the prefix -> its series, off /metrics; when a series was created is left out."""
+    """Name without the prefix -> its series, off /metrics."""
     found: dict[str, Series] = {}
     for family in text_string_to_metric_families(server.get("/metrics").text):
         name = family.name.removeprefix(PREFIX) + ("_total" if family.type == "counter" else "")
-        found[name] = {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for sample in family.samples
-            if not sample.name.endswith("_created")
-        }
+        found[name] = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in family.samples}
     return found
 
 
@@ -214,12 +230,23 @@ def cut_off_server(family_folder: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def sharing_server(family_folder: Path, redis_process: RedisServer) -> Iterator[ServerProcess]:
+    """A server whose jobs are in a Redis."""
+    with serve_names(family_folder, ["--redis-url", redis_process.url]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def moved(
-    real_server: ServerProcess, slow_server: ServerProcess, cut_off_server: ServerProcess
+    real_server: ServerProcess,
+    slow_server: ServerProcess,
+    cut_off_server: ServerProcess,
+    sharing_server: ServerProcess,
 ) -> dict[Traffic, set[str]]:
     """Traffic -> the metrics that it moved on a real server; a start moves what is not 0 any more."""
     where = {traffic: slow_server for traffic in (a_job, a_brownout, an_image_to_keep)}
     where[a_limit_that_redis_does_not_know] = cut_off_server
+    where[a_job_of_a_family_that_is_gone] = sharing_server
     traffics = [traffic for traffic in dict.fromkeys(MOVED_BY.values()) if traffic is not start]
     found = {traffic: movers(where.get(traffic, real_server), traffic) for traffic in traffics}
     nonzero = {name for name, series in scrape(real_server).items() if any(series.values())}
@@ -261,3 +288,76 @@ def test_latency_buckets_reach_from_a_millisecond_to_minutes() -> None:
     buckets = metrics.LATENCY_BUCKETS
     assert buckets[0] == 0.001 and buckets[-1] > 240
     assert all(1.45 < above / below < 1.55 for below, above in zip(buckets, buckets[1:], strict=False))
+
+
+def test_a_wave_is_shared_by_the_step_counts_of_its_samples(desk: Desk) -> None:
+    def told(name: str, **labels: str) -> float:
+        return value(desk, PREFIX + name, model="tiny", network="teacher", **labels)
+
+    def totals() -> tuple[float, float]:
+        return told("device_seconds_total"), told("wave_duration_seconds_sum")
+
+    device, waves = totals()
+    samples, seen = told("wave_samples_sum", steps="32"), told("wave_samples_count", steps="32")
+    desk.device.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(desk.ask, WISH | {"steps": steps}) for steps in (64, 32)]
+        wait_until(lambda: value(desk, "stepdial_pending_evaluations") >= 95)  # the first wave may be under way
+        desk.device.gate.set()
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    after, flown = totals()
+    assert after - device == pytest.approx(flown - waves) and told("device_seconds_total", steps="64") > 0
+    assert told("wave_samples_count", steps="32") == seen + 32  # as many waves as hops, and in most of them
+    assert told("wave_samples_sum", steps="32") > samples + 60  # there was one of 64 steps, too
+
+
+def test_rows_without_padding_are_the_evaluations_that_were_drawn(real_server: ServerProcess) -> None:
+    def evaluations() -> float:
+        return real_server.metric("stepdial_wave_rows_total") - real_server.metric("stepdial_wave_padding_total")
+
+    before = evaluations()
+    assert real_server.ask(**WISH, steps=4, n=3).status_code == 200
+    assert real_server.ask(**WISH, steps=2).status_code == 200
+    assert evaluations() - before == pytest.approx(4 * 3 + 2)
+
+
+def test_images_are_told_by_what_was_asked_for_and_what_they_took(desk: Desk) -> None:
+    before = value(desk, "stepdial_images_total", model="tiny", steps_requested="auto", steps="2")
+    answer = desk.ask(WISH | {"steps": "auto", "max_steps": 2, "n": 3})
+    assert answer.json()["steps_used"] == 2
+    assert value(desk, "stepdial_images_total", model="tiny", steps_requested="auto", steps="2") == before + 3
+
+
+def test_a_job_is_drawn_but_is_no_latency(desk: Desk) -> None:
+    told = ["stepdial_images_total", "stepdial_request_duration_seconds_count", "stepdial_stage_duration_seconds_count"]
+    images, requests, stages = (value(desk, name) for name in told)
+    job = desk.client.post("/jobs", json=WISH | {"steps": 1, "n": 2})
+    wait_until(lambda: desk.client.get(job.headers["location"]).json()["state"] == "done")
+    assert [value(desk, name) for name in told] == [images + 2, requests, stages]
+
+
+def test_only_requests_to_draw_count_as_such(desk: Desk) -> None:
+    def invalid() -> tuple[float, float]:
+        jobs = value(desk, "stepdial_jobs_total", outcome="invalid")
+        return value(desk, "stepdial_requests_total", model="none", steps="none", outcome="invalid"), jobs
+
+    draws, jobs = invalid()
+    bad = {"prompt": 7}
+    for path in ("/estimate", "/generate", "/v1/images/generations", "/jobs"):
+        assert desk.client.post(path, json=bad).status_code in (400, 422), path
+    assert invalid() == (draws + 2, jobs + 1)
+
+
+def test_what_can_be_counted_is_there_before_it_happens_and_when_it_began_is_not(desk: Desk) -> None:
+    text = desk.client.get("/metrics").text
+    assert 'stepdial_requests_total{model="tiny",outcome="failed",steps="512"}' in text
+    assert 'stepdial_rejected_total{reason="queue_full"}' in text
+    assert 'stepdial_wasted_evaluations_total{reason="cancelled"}' in text
+    assert not re.search(r"^stepdial_\w+_created", text, re.MULTILINE)
+
+
+def test_a_frontier_says_when_it_was_measured_and_how_new_its_networks_are(desk: Desk) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert value(desk, "stepdial_frontier_measured_timestamp_seconds", model="tiny", steps="4") == at
+    assert value(desk, "stepdial_frontier_trained_timestamp_seconds", model="tiny", steps="4") == at
+    assert value(desk, "stepdial_frontier_latency_seconds", model="tiny", steps="4") == pytest.approx(0.012)

@@ -14,8 +14,9 @@ from openai import OpenAI
 
 from diffusion.family import Family, open_family
 from server.dial import Wish
-from server.openai import partial_hops, translated, usage
 from server.openai_schemas import QUALITY_STEPS, ImagesRequest
+from server.openai_stream import partial_hops
+from server.openai_words import translated, usage
 from server.samples import Sample
 from server.studio import Picture
 from tests.server.crowd import picture_of

@@ -71,6 +71,15 @@ def test_guided_and_unguided_networks_and_families_are_timed_apart() -> None:
     assert pace.wave_seconds("unheard-of", True, 1) == 0.0
 
 
+def test_a_family_that_was_unloaded_is_forgotten_and_no_other() -> None:
+    pace = Pace(max_wave=16)
+    for family in ("one", "other"):
+        pace.observe("teacher", False, 1, 0.1, family=family)
+    pace.forget("one")
+    assert pace.wave_seconds("teacher", False, 1, "one") == 0.0
+    assert pace.wave_seconds("teacher", False, 1, "other") == pytest.approx(0.1)
+
+
 def test_a_plan_takes_its_evaluations_alone_and_its_share_of_full_waves_in_a_crowd() -> None:
     pace = pace_of({1: 0.01, 16: 0.08})
     assert pace.plan_seconds(student_plan("student", 4), False) == pytest.approx(0.04)
