@@ -10,6 +10,7 @@
 # make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
+# make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
 #
