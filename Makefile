@@ -3,6 +3,15 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
+# make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
+# make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
+# make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
+# make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
+# make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
+# make lock    renew the image's locked requirements in deploy/image/
+# make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
+# make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
+# make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -20,12 +29,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy family measure pictures scale clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis haproxy
+test: lint browser redis haproxy prometheus
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -54,6 +63,28 @@ haproxy:
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy) >/dev/null || echo "haproxy could not be installed"; \
 	fi
 
+# the tests of dashboards and alerts want Prometheus and Alertmanager; where they cannot be had they say so (and fail if CI=true)
+prometheus:
+	@if ! (command -v promtool && command -v amtool) >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing prometheus and prometheus-alertmanager for the tests of dashboards and alerts"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus prometheus-alertmanager) >/dev/null || echo "they could not be installed"; \
+	fi
+
+# the dashboards against Grafana's own types (npm), and an alert on its whole way to a webhook (minutes)
+dashboards: .venv/.test prometheus
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_dashboard_types.py tests/deploy/test_prometheus_alerts.py
+
+# checkov has an environment of its own: it pins what others need newer
+kubernetes: .venv/.test .venv/checkov redis
+	$(BIN)/yamllint --strict --config-file deploy/kubernetes/.yamllint.yaml deploy/kubernetes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' $(wildcard tests/deploy/test_kubernetes*.py)
+	@for overlay in deploy/kubernetes/overlays/*; do \
+	  kubectl kustomize $$overlay > .venv/rendered.yaml && \
+	  .venv/checkov/bin/checkov --config-file deploy/kubernetes/.checkov.yaml --file .venv/rendered.yaml || exit; done
+
+.venv/checkov: .venv/bin/python
+	$(BIN)/python -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepdial needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + "; choose another with PYTHON=")'
 	$(PYTHON) -m venv .venv
@@ -67,7 +98,7 @@ haproxy:
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(PIP) --editable '.[training,gpu,bench,tracing,dev]'
+	$(PIP) --editable '.[training,data,gpu,bench,tracing,dev]'
 	@touch $@
 
 # training: the teacher on all cores, then students side by side, the longest first
@@ -81,9 +112,9 @@ ITERATIONS_1 ?= 1500
 ITERATIONS_2 ?= 1100
 ITERATIONS_4 ?= 950
 ITERATIONS_8 ?= 750
-ITERATIONS_16 ?= 600
 DISTIL_SHAPES = $(STEPDIAL) distill --family families/shapes --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1
-STUDENTS = $(addprefix shapes-,1 2 4 8 16)
+# no 16-step student: the one for the whole dial is better there, and the family is to stay below 50 MB
+STUDENTS = $(addprefix shapes-,1 2 4 8)
 
 .PHONY: shapes-teacher shapes-whole $(STUDENTS) digits-teacher digits-students
 
@@ -95,7 +126,7 @@ shapes-teacher:
 	$(STEPDIAL) train --data shapes --family families/shapes --iterations $(TEACHER_ITERATIONS) --batch 16 --lr 1e-3 --seed 1
 
 shapes-whole:
-	$(DISTIL_SHAPES) --whole --batch 20 --iterations $(WHOLE_ITERATIONS)
+	$(DISTIL_SHAPES) --whole --teacher-part --batch 24 --iterations $(WHOLE_ITERATIONS)
 
 $(STUDENTS): shapes-%:
 	$(DISTIL_SHAPES) --steps $* --batch 16 --iterations $(ITERATIONS_$*)
@@ -136,6 +167,49 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
+.PHONY: drills
+drills: .venv/.test redis haproxy
+	$(BIN)/python -m deploy.drills all --family $(FAMILY)
+	$(BIN)/python -m deploy.drills table
+
+# the image: PyTorch's CPU build comes from the folder WHEELS if there is one, else from TORCH_INDEX, else PyPI's with CUDA is taken
+DEVICE ?= cpu
+TARGET ?= serving
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEELS ?= $(wildcard $(PIP_FIND_LINKS))
+TAG ?= $(VERSION)$(if $(filter cuda,$(DEVICE)),-cuda)$(if $(filter training,$(TARGET)),-training)
+
+image:
+	docker build --target $(TARGET) --tag stepdial:$(TAG) $(if $(WHEELS),--build-context wheels=$(WHEELS)) \
+	  $(foreach argument,PYTHON_IMAGE TORCH_INDEX,$(if $($(argument)),--build-arg $(argument)=$($(argument)))) \
+	  --build-arg DEVICE=$(DEVICE) --build-arg VERSION=$(VERSION) \
+	  --build-arg COMMIT=$(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null || echo unknown) .
+
+image-test: .venv/.test image
+	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
+
+image-weigh: .venv/.serve image
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG) $(OTHERS)
+
+# the stack of docker-compose.yml; its secrets are made once
+.env:
+	@umask 077; while IFS= read -r line; do case "$$line" in \
+	  *_PASSWORD=) echo "$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')";; *) echo "$$line";; esac; done < .env.example > $@.new
+	@mv $@.new $@; echo "made .env, with new secrets; .env.example says what else may be set in it"
+
+stack: .env image
+	docker compose up --detach --wait
+
+stack-down:
+	docker compose down
+
+stack-test: .venv/.test image
+	$(BIN)/python -m pytest -m slow tests/deploy/test_stack.py
+
+lock: .venv/.test
+	$(BIN)/python deploy/image/lock.py
 
 # what follows from the frontier for a fleet; `stepdial scale measure` takes longer, and needs Redis, HAProxy and Prometheus
 scale: .venv/.test

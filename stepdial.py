@@ -1,6 +1,7 @@
 """stepdial: fast image generation with one dial, the number of sampling steps.
 
   serve      serve families over HTTP, with their page
+  look       look at data as training would see it: what it is, what is broken, how fast it is read
   train      train a diffusion teacher: a new family
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
@@ -19,6 +20,7 @@ stepdial COMMAND --help tells more.
 """
 
 import os
+import signal
 import sys
 
 BROKEN_PIPE = 141
@@ -27,6 +29,8 @@ BROKEN_PIPE = 141
 
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
+    if os.getpid() == 1:  # of a container: signals without a handler do not reach it, and loading could not be ended
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -40,6 +44,17 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if arguments else 2
+    try:
+        return _command(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("training", "benchmarks"):
+            raise
+        without = f"in an installation without the package {error.name!r}, such as the image that only serves"
+        print(f"stepdial: there is no command {arguments[0]!r} {without}", file=sys.stderr)
+        return 2
+
+
+def _command(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         from server.commands import serve
 

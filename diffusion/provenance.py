@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -28,14 +29,15 @@ def command() -> str:
 def commit() -> str:
     """Return git's name of the code when it was first asked, "-dirty" appended if it was changed since that commit.
 
-    "unknown" outside a checkout.  A long run asks at its start: that is the code it runs.
+    Outside a checkout it is the environment variable STEPDIAL_COMMIT, which the image sets, else "unknown".  A long run
+    asks at its start: that is the code it runs.
     """
     try:
         return _git("rev-parse", "--short=12", "HEAD") + (
             "-dirty" if _git("status", "--porcelain", "--", "*.py") else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("STEPDIAL_COMMIT") or "unknown"
 
 
 def code(*sources: str) -> str:
@@ -63,10 +65,11 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

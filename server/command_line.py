@@ -17,7 +17,7 @@ UNITS = ("seconds", "bytes", "port", "host", "url", "file")
 """Last words of flags that say what to write there."""
 WORDS = {"int": "N", "float": "NUMBER", "str": "TEXT", "Path": "FOLDER", "IPvAnyNetwork": "ADDRESS"}
 """What to write for a type, by how the library names it."""
-DEFAULT = re.compile(r" \(default: (null|\(.*\))\)$")
+DEFAULT = re.compile(r" \(default(: null|: \(.*\)| factory: .*)\)$")
 """Defaults that are told in words instead."""
 
 

@@ -1,6 +1,7 @@
 """The engine: the only room that touches the device. One wave is one network evaluation and one fused update."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -164,8 +165,7 @@ class Engine:
         else:
             v, v_uncond = self._networks[member](z, logsnr, condition), None
         if self._is_warm:  # warming up is no traffic
-            metrics.WAVE_ROWS.labels(member).inc(bucket)
-            metrics.WAVE_PADDING.labels(member).inc(bucket - count)
+            self._tell(turns, bucket)
         latents, images = z, np.empty(0)
         if not all(turn.is_last for turn in turns):
             latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))
@@ -177,6 +177,13 @@ class Engine:
             else self._moved(turn, z[row], latents[row], images[row] if turn.preview else None)
             for row, turn in enumerate(turns)
         ]
+
+    def _tell(self, turns: Sequence[Turn], bucket: int) -> None:
+        """Tell the metrics of a batch's rows, each step count its share."""
+        for steps, samples in Counter(turn.sample.evaluations for turn in turns).items():
+            labels, share = (self.family.name, turns[0].hop.member, str(steps)), samples / len(turns)
+            metrics.WAVE_ROWS.labels(*labels).inc(bucket * share)
+            metrics.WAVE_PADDING.labels(*labels).inc((bucket - len(turns)) * share)
 
     def _moved(self, turn: Turn, z_t: Tensor, z_s: Tensor, preview: np.ndarray | None) -> Any:
         """What a turn that is not the last returns."""

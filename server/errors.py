@@ -172,7 +172,7 @@ def _detail(error: Exception, answer: Answer) -> str:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    metrics.REQUESTS.labels("none", "invalid").inc()
+    metrics.count_unread(request.url.path, "invalid")
     if error.errors()[0]["loc"][:1] == ("body",) and not _is_json(request):
         return http_problem(HTTPException(415, "send the body with Content-Type: application/json"))
     sentences: dict[str, list[str]] = {}

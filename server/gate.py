@@ -104,7 +104,7 @@ class Gate:
         try:
             key = self._key(scope)
         except (KeyRefused, ScopeMissing) as error:
-            metrics.REQUESTS.labels("none", answer_for(error).outcome).inc()
+            metrics.count_unread(scope["path"], answer_for(error).outcome)
             response = await failure_response(request, error)
             return await response(scope, receive, send)
         caller = scope["caller"] = self._caller(scope, key)

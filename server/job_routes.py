@@ -10,12 +10,13 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from server import metrics
 from server.contract import problems
-from server.errors import answer_for, problem_of
+from server.errors import problem_of
 from server.failures import JobImageMissing, JobsUnavailable, JobUnknown
 from server.feeder import Feeder
 from server.job_info import JobInfo, show, tell
 from server.job_orders import Orders
 from server.jobs import ENDED, Job, JobStore
+from server.outcomes import outcome_of
 from server.schemas import GenerateRequest
 
 WATCH_SECONDS = (0.2, 2.0)
@@ -49,7 +50,7 @@ def _ordering(router: APIRouter, orders: Orders, store: JobStore) -> None:
         try:
             job = await orders.place(body, request, key and f"{authorization}\n{key}")
         except Exception as error:
-            metrics.JOBS.labels(answer_for(error).outcome).inc()
+            metrics.JOBS.labels(outcome_of(error)).inc()
             raise
         response.headers["Location"] = f"/jobs/{job.id}"
         response.status_code = 200 if job.state in ENDED else 202

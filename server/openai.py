@@ -56,7 +56,7 @@ async def _drawn(
     with counted() as count:
         served = roster.find(body.model)
         own = translated(body, served.family)
-        count.steps = served.dial.label(own)
+        count.model, count.steps = served.family.name, served.dial.label(own)
         wish = turn(served, own, body)
         async with charged(request, wish):
             pictures, timings = await while_connected(request, studio.make(wish, own.output_format))

@@ -26,7 +26,7 @@ async def image_events(request: Request, body: ImagesRequest, roster: Roster, st
     with counted() as count:
         served = roster.find(body.model)
         own = translated(body, served.family)
-        count.steps = served.dial.label(own)
+        count.model, count.steps = served.family.name, served.dial.label(own)
         wish = turn(served, own, body)
         shown, sent = partial_hops(len(wish.samples[0].plan.hops), body.partial_images or 0), 0
         size, created = size_of(served.family), int(time.time())

@@ -5,11 +5,13 @@ import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
 from diffusion.family import MANIFEST, Family, FamilyError, open_family
+from diffusion.frontier import Position
 from diffusion.plans import Plan
 from server import metrics
 from server.content import edition
@@ -113,12 +115,13 @@ class Roster:
         """Return a family that wishes are drawn with, whether new requests may choose it or not."""
         return self._served[name].family
 
-    def label(self, request: GenerateRequest) -> str:
-        """Return the metrics' label of a request, as Dial.label does; "none" for a model that is not served."""
+    def labels(self, request: GenerateRequest) -> tuple[str, str]:
+        """Return the metrics' labels of a request: its family, and what Dial.label says; "none" for what is not served."""
         try:
-            return self.find(request.model).dial.label(request)
+            served = self.find(request.model)
         except ModelUnknown:
-            return "none"
+            return "none", "none"
+        return served.family.name, served.dial.label(request)
 
     def prepare(self) -> list[Timing]:
         """Prepare the families of the start, on the device thread. Raises what their devices raise."""
@@ -194,6 +197,7 @@ def _prepare(served: Served) -> list[Timing]:
 def _tell(family: Family) -> None:
     for member in family.manifest.members:
         metrics.STUDENT_INFO.labels(family.name, member.name, member.weights.sha256).set(1)
+    metrics.begin(family.name, [*family.positions, "auto"])
     if family.frontier is None:
         return
     for position in filter(None, map(family.measured, family.positions.values())):
@@ -202,8 +206,36 @@ def _tell(family: Family) -> None:
             if measure is not None:
                 labels = family.name, str(position.steps), metric, family.frontier.reference
                 metrics.STUDENT_QUALITY.labels(*labels).set(measure.mean)
+        _tell_age(family, position)
+
+
+def _tell_age(family: Family, position: Position) -> None:
+    """Tell when a position was measured, and how new its networks are; a record without a time tells nothing."""
+    labels = family.name, str(position.steps)
+    metrics.FRONTIER_SECONDS.labels(*labels).set(position.latency_ms.mean / 1000)
+    trained = [_unix_seconds(family.manifest.member(name).training.finished_at) for name in position.plan.members]
+    measured = _unix_seconds(position.measured.measured_at)
+    if measured is not None:
+        metrics.FRONTIER_MEASURED.labels(*labels).set(measured)
+    if None not in trained:
+        metrics.FRONTIER_TRAINED.labels(*labels).set(max(filter(None, trained)))
+
+
+def _unix_seconds(moment: str) -> float | None:
+    """Seconds since 1970 of an ISO 8601 time, UTC where it names no zone; None for anything else."""
+    try:
+        found = datetime.fromisoformat(moment)
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _forget(family: Family) -> None:
-    for gauge in (metrics.STUDENT_INFO, metrics.STUDENT_QUALITY):
+    for gauge in (
+        metrics.STUDENT_INFO,
+        metrics.STUDENT_QUALITY,
+        metrics.FRONTIER_SECONDS,
+        metrics.FRONTIER_MEASURED,
+        metrics.FRONTIER_TRAINED,
+    ):
         gauge.remove_by_labels({"model": family.name})

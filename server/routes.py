@@ -45,7 +45,7 @@ def drawing_routes(roster: Roster, studio: Studio) -> APIRouter:
         if body.stream or accepted == "events":
             events = generate_events(request, body, roster, studio)
             return await event_stream(request, events, failed=error_event(request))
-        with counted(roster.label(body)):
+        with counted(*roster.labels(body)):
             raw = _raw_format(body, accepted)
             served = roster.find(body.model)
             wish = served.turn(body)

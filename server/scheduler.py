@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
@@ -308,7 +309,7 @@ class Scheduler:
             self._fail(wave, error)
         else:
             if landed:
-                self._measure(wave, len(landed), seconds)
+                self._measure(wave, [turn for _, turn, _ in landed], seconds)
             self._enqueue([ticket for ticket, turn, result in landed if self._goes_on(ticket, turn, result, seconds)])
 
     def _goes_on(self, ticket: Ticket, turn: Turn, result: Any, seconds: float) -> bool:
@@ -349,9 +350,11 @@ class Scheduler:
                 metrics.WASTED_EVALUATIONS.labels("failed").inc(ticket.number + 1)
                 ticket.fail(failure)
 
-    def _measure(self, wave: Wave, samples: int, seconds: float) -> None:
+    def _measure(self, wave: Wave, turns: Sequence[Turn], seconds: float) -> None:
         need = wave.need
-        self.pace.observe(need.member, need.guided, samples, seconds, need.family)
-        metrics.WAVE_SECONDS.labels(need.member).observe(seconds)
-        metrics.WAVE_SAMPLES.labels(need.member).observe(samples)
-        metrics.DEVICE_SECONDS.labels(need.member).inc(seconds)
+        self.pace.observe(need.member, need.guided, len(turns), seconds, need.family)
+        metrics.WAVE_SECONDS.labels(need.family, need.member).observe(seconds)
+        for steps, samples in Counter(turn.sample.evaluations for turn in turns).items():
+            labels = need.family, need.member, str(steps)
+            metrics.WAVE_SAMPLES.labels(*labels).observe(len(turns))
+            metrics.DEVICE_SECONDS.labels(*labels).inc(seconds * samples / len(turns))

@@ -15,7 +15,7 @@ BUNDLED_FAMILY = Path(__file__).parents[1] / "families" / "shapes"
 
 def _several(value: Any) -> Any:
     """A comma separates folders in one string, as the command line and the environment give them."""
-    return tuple(str(value).split(",")) if isinstance(value, str | Path) else value
+    return tuple(filter(None, str(value).split(","))) if isinstance(value, str | Path) else value
 
 
 class Settings(BaseSettings):
@@ -40,9 +40,13 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
-    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_several)] = ()
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_several)] = Field(
+        default_factory=lambda: os.environ.get("FORWARDED_ALLOW_IPS", ""),
+        validate_default=True,
+    )
     """Addresses or networks (10.0.0.7,10.1.0.0/24) whose X-Forwarded-For and X-Forwarded-Proto are believed: those of your
-    balancers and of nobody else, since rate limits go by the address. Default: none, whoever connects is the client."""
+    balancers and of nobody else, since rate limits go by the address. FORWARDED_ALLOW_IPS is understood too. Default:
+    none, whoever connects is the client."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where waves run: cpu, cuda, cuda:1; auto takes the GPU when there is one."""
     max_wave: int = Field(default=16, ge=1, le=1024)

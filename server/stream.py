@@ -25,7 +25,7 @@ from server.studio import Picture, Preview, Studio
 
 async def generate_events(request: Request, body: GenerateRequest, roster: Roster, studio: Studio) -> Events:
     """Yield a `preview` after every hop of an image but its last, an `image` for each, then `done`."""
-    with counted(roster.label(body)):
+    with counted(*roster.labels(body)):
         if wanted_answer(request.headers.get("accept", "")) in get_args(Format):
             raise FieldRefused("stream", "stream asks for events, the Accept header for the bytes of one image")
         if body.response_format == "file":

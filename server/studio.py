@@ -103,7 +103,7 @@ class Studio:
             if wish.lease:
                 wish.lease.release()
         timings = _timings(drawn, encode_seconds=done - encoding, total_seconds=done - wish.arrived)
-        _record(wish, timings, drawn)
+        _record(wish, timings, drawn, waited_for=bounded)
         if drawn:
             record_stages(wish, drawn, encoding=encoding, done=done)
         fresh = {
@@ -169,7 +169,7 @@ class Studio:
                     samples, deadline=due, preview=preview, progress=progress, spent=spent
                 )
         except TimeoutError:
-            metrics.DEADLINES.labels(str(wish.steps), "missed").inc()
+            metrics.DEADLINES.labels(wish.model, str(wish.steps), "missed").inc()
             raise DeadlinePassed("the deadline passed before the images were drawn; their work was dropped") from None
 
     def _keys(self, wish: Wish, output_format: Format) -> dict[int, str]:
@@ -215,17 +215,18 @@ def _timings(drawn: list[Drawn], *, encode_seconds: float, total_seconds: float)
     )
 
 
-def _record(wish: Wish, timings: Timings, drawn: Sequence[Drawn]) -> None:
-    """Tell the metrics. What the cache answered alone is no latency: they say what drawing costs."""
+def _record(wish: Wish, timings: Timings, drawn: Sequence[Drawn], *, waited_for: bool) -> None:
+    """Tell the metrics. What the cache answered alone is no latency, they say what drawing costs; nor is a job's."""
     steps = str(wish.steps)
     if wish.deadline_seconds is not None:
         result = "met" if timings.total_seconds <= wish.deadline_seconds else "missed"
-        metrics.DEADLINES.labels(steps, result).inc()
+        metrics.DEADLINES.labels(wish.model, steps, result).inc()
     if reason := wish.reason or next((image.shortened for image in drawn if image.shortened), None):
-        metrics.DEGRADED.labels(reason).inc()
-    if not drawn:
+        metrics.DEGRADED.labels(wish.model, str(wish.steps_requested), reason).inc()
+    for image in drawn:
+        metrics.IMAGES.labels(wish.model, str(wish.steps_requested), str(image.evaluations)).inc()
+    if not drawn or not waited_for:
         return
-    metrics.REQUEST_SECONDS.labels(steps).observe(timings.total_seconds)
-    metrics.IMAGES.labels(steps).inc(len(drawn))
+    metrics.REQUEST_SECONDS.labels(wish.model, steps).observe(timings.total_seconds)
     for stage in ("queue", "device", "encode"):
-        metrics.STAGE_SECONDS.labels(steps, stage).observe(getattr(timings, f"{stage}_seconds"))
+        metrics.STAGE_SECONDS.labels(wish.model, steps, stage).observe(getattr(timings, f"{stage}_seconds"))

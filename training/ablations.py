@@ -18,6 +18,7 @@ from diffusion.frontier import Measure, Provenance
 from training.arms import Trial
 from training.datasets import DataError, DataSet
 from training.evaluate import provenance_of
+from training.feed import feed
 from training.members import add_member, is_trained, locked, trained_alike, training_record
 from training.scores import Scorer
 from training.student import StudentSettings
@@ -197,10 +198,13 @@ class Laboratory:
     def _seconds(self, trial: Trial) -> float:
         """Return how long training on one image takes, in seconds."""
         run, loss = self._run(trial), trial.loss(self.family, self.evaluation.device)
-        for _ in range(2):  # the first warms up
-            began = time.perf_counter()
-            run.step(self.data, loss)
-        return (time.perf_counter() - began) / trial.settings.batch
+        settings = trial.settings
+        batches = feed(self.data, batch=settings.batch, seed=settings.seed, iterations=range(2), device=run.device)
+        with batches as following:
+            for _ in range(2):  # the first warms up
+                began = time.perf_counter()
+                run.step(next(following), loss)
+        return (time.perf_counter() - began) / settings.batch
 
     def _keep(self, row: Ablation) -> None:
         """Write what was measured beside what is known; several commands for different arms may run side by side."""

@@ -1,13 +1,17 @@
 """What the commands of training share: a settings class whose fields are flags and whose attribute docstrings are their help."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from diffusion import provenance
+from diffusion.condition import PromptConditioning
 from diffusion.family import Family, FamilyError
-from training.datasets import DataError, DataSet, open_data
+from training.datasets import DataError, DataSet
+from training.decoding import Augmentation
+from training.opening import open_data
 from training.trainer import TrainingError
 
 W = TypeVar("W", bound=str)
@@ -43,6 +47,23 @@ class Command(BaseSettings):
         return (init_settings,)
 
 
+class Reading(Command):
+    """What the commands that train on data share."""
+
+    flip: bool = False
+    """Mirror images at random, left to right; for data where that makes no other picture of them. Of files only."""
+    crop: Literal["centre", "random"] = "centre"
+    """Which square of an image: its middle, or a random one of at least four fifths of its shorter side. Of files only."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read and decode images ahead, 0 for none. By default, for images in files, one for each core but one,
+    8 at most. Their number changes nothing but the speed."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to images."""
+        return Augmentation(flip=self.flip, crop=self.crop)
+
+
 def choose_device(name: str) -> torch.device:
     """Return the torch device of a flag's value.  Exits with a sentence when it is unknown or not there."""
     if name == "auto":
@@ -74,12 +95,16 @@ def words(text: str, known: tuple[W, ...], flag: str) -> tuple[W, ...]:
     return tuple(word for word in known if word in asked)
 
 
-def data_of(family: Family, name: str | None) -> DataSet:
-    """Open the data a family was trained on, or the data named.  Exits with a sentence when it does not fit the family."""
+def data_of(family: Family, name: str | None, augmentation: Augmentation | None = None) -> DataSet:
+    """Open the data a family was trained on, or the data named; captions are read as the family reads prompts.
+
+    Exits with a sentence when the data does not fit the family.
+    """
     manifest = family.manifest
     wanted = name or manifest.members[0].training.data
     try:
-        data = open_data(wanted, manifest.resolution)
+        prompts = manifest.conditioning if isinstance(manifest.conditioning, PromptConditioning) else None
+        data = open_data(wanted, manifest.resolution, augmentation, prompts)
     except DataError as error:
         raise SystemExit(f"{error}; name it with --data") from None
     if (data.resolution, data.channels, data.conditioning) != (

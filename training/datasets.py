@@ -1,18 +1,16 @@
 """Data as batches that are pure functions of (seed, position), so that a resumed run sees what it would have seen."""
 
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from diffusion.condition import Conditioning, LabelConditioning, NoConditioning
+from diffusion.condition import Conditioning, LabelConditioning
 from training import shapes
+from training.skipped import Skipped
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 Batch = tuple[Tensor, Tensor]
 """Images float32 (B, C, H, W) in [-1, 1] and conditions int64 (B, slots)."""
 
@@ -21,7 +19,19 @@ class DataError(ValueError):
     """Data that cannot be trained on; the message says what was found and what is needed."""
 
 
-class DataSet(Protocol):
+@dataclass(frozen=True)
+class Pixels:
+    """A batch as it is read, small enough to hand from process to process."""
+
+    images: np.ndarray
+    """uint8 (B, H, W, C)."""
+    conditions: np.ndarray
+    """int64 (B, slots)."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of images that should have been here and cannot be used."""
+
+
+class DataSet:
     """What training needs of data."""
 
     name: str
@@ -30,12 +40,39 @@ class DataSet(Protocol):
     resolution: int
     channels: int
     conditioning: Conditioning
+    size: int | None = None
+    """Images in an epoch; None where no image comes twice."""
+    decodes: bool = False
+    """Whether reading takes so long that other processes should do it."""
+
+    def __init__(self) -> None:
+        self.skipped = Skipped()
+
+    def __str__(self) -> str:
+        asked = {"prompt": "prompts", "label": f"{sum(self.conditioning.sizes)} labels", "none": "no labels"}
+        count = f"{self.size:,} images" if self.size else "drawn on demand"
+        return f"{self.name}: {count}, {asked[self.conditioning.kind]}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run records of its data among its settings; nothing where the data's name says it all."""
+        return {}
+
+    def pixels(self, start: int, count: int, *, seed: int) -> Pixels:
+        """Return images start .. start + count of the endless shuffled stream of `seed`."""
+        raise NotImplementedError
 
     def batch(self, start: int, count: int, *, seed: int) -> Batch:
-        """Return images start .. start + count of the endless shuffled stream of `seed`."""
+        """Return the same as tensors, and note what was skipped."""
+        return self.tensors(self.pixels(start, count, seed=seed))
+
+    def tensors(self, pixels: Pixels, device: torch.device | str = "cpu") -> Batch:
+        """Return a batch read here or by another process as tensors on a device, and note what was skipped."""
+        self.skipped.note(pixels.skipped)
+        return pixels_to_latents(pixels.images, device), torch.from_numpy(pixels.conditions).to(device)
 
 
-class Procedural:
+class Procedural(DataSet):
     """A procedural captioned set (training/shapes.py), or only its combinations held out of training.
 
     "shapes" shows one shape, "scenes" one or two.
@@ -44,12 +81,13 @@ class Procedural:
     channels = 3
 
     def __init__(self, name: str, resolution: int = 32, *, held_out: bool = False):
+        super().__init__()
         self.name, self.resolution, self.held_out = name, resolution, held_out
         single = name == "shapes"
         self.conditioning: Conditioning = shapes.CONDITIONING if single else shapes.SCENES
         self.description = f"{'Coloured shapes' if single else 'One coloured shape or two'} on plain backgrounds."
 
-    def batch(self, start: int, count: int, *, seed: int) -> Batch:
+    def pixels(self, start: int, count: int, *, seed: int) -> Pixels:
         """Paint the pictures; about half a millisecond each."""
         images, conditions = [], []
         for index in range(start, start + count):
@@ -57,7 +95,7 @@ class Procedural:
             image, condition = self._one(rng)
             images.append(image)
             conditions.append(condition)
-        return pixels_to_latents(np.stack(images)), torch.tensor(conditions)
+        return Pixels(np.stack(images), np.array(conditions, dtype=np.int64))
 
     def unseen(self) -> "Procedural":
         """Return the same set's combinations that training never draws."""
@@ -71,26 +109,27 @@ class Procedural:
         return shapes.paint_scene(rng, scene, self.resolution), scene
 
 
-class FiniteSet:
+class FiniteSet(DataSet):
     """Images held in memory, shuffled anew each epoch."""
 
     def __init__(self, name: str, images: np.ndarray, conditions: np.ndarray, conditioning: Conditioning):
         """images uint8 (N, H, W, C); conditions int64 (N, slots)."""
+        super().__init__()
         self.description = f"Images of {name}."
         self.name, self.images, self.conditions, self.conditioning = name, images, conditions, conditioning
-        self.resolution, self.channels = images.shape[1], images.shape[3]
+        self.resolution, self.channels, self.size = images.shape[1], images.shape[3], len(images)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, start: int, count: int, *, seed: int) -> Batch:
+    def pixels(self, start: int, count: int, *, seed: int) -> Pixels:
         """Return the stream's images; every image once an epoch."""
         epochs, places = np.divmod(np.arange(start, start + count), len(self.images))
         orders = {
             epoch: np.random.default_rng((seed, epoch)).permutation(len(self.images)) for epoch in np.unique(epochs)
         }
         rows = np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
-        return pixels_to_latents(self.images[rows]), torch.from_numpy(self.conditions[rows])
+        return Pixels(self.images[rows], self.conditions[rows])
 
 
 def digits() -> FiniteSet:
@@ -109,51 +148,6 @@ def digits() -> FiniteSet:
     return FiniteSet("digits", images, labels, LabelConditioning(labels=tuple(str(digit) for digit in range(10))))
 
 
-def image_folder(folder: Path, resolution: int) -> FiniteSet:
-    """Read a folder of images, centre-cropped and resized to resolution x resolution; one subfolder per class is a label.
-
-    Files that cannot be decoded are skipped, counted and named.  Raises DataError when none is left, or when images lie
-    both beside and inside subfolders (then it is unclear whether the subfolders are classes).
-    """
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    if classes and any(path.parent == folder for path in files):
-        raise DataError(
-            f"{folder.name}: images lie both beside and inside subfolders; use one subfolder per class, or none"
-        )
-    images, labels, unreadable = [], [], []
-    for path in tqdm(files, desc="reading images", unit="img", delay=1):
-        try:
-            with Image.open(path) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-                picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unreadable.append(f"{path.relative_to(folder)}: {type(error).__name__}")
-            continue
-        images.append(np.asarray(picture))
-        labels.append([classes.index(path.relative_to(folder).parts[0]) + 1] if classes else [])
-    if unreadable:
-        print(f"skipped {len(unreadable)} of {len(files)} files that could not be read: {'; '.join(unreadable[:5])}")
-    if not images:
-        raise DataError(f"{folder.name}: no readable image ({', '.join(SUFFIXES)}) among {len(files)} candidates")
-    conditioning = LabelConditioning(labels=tuple(classes)) if classes else NoConditioning()
-    return FiniteSet(
-        folder.name, np.stack(images), np.array(labels, dtype=np.int64).reshape(len(images), -1), conditioning
-    )
-
-
-def open_data(name: str, resolution: int) -> DataSet:
-    """Open "shapes", "scenes", "digits" or a folder of images.  Raises DataError for anything else."""
-    if name in ("shapes", "scenes"):
-        return Procedural(name, resolution)
-    if name == "digits":
-        return digits()
-    if Path(name).is_dir():
-        return image_folder(Path(name), resolution)
-    raise DataError(f"data {name!r} is neither 'shapes', 'scenes', 'digits' nor a folder")
-
-
-def pixels_to_latents(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+def pixels_to_latents(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1], on the device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)

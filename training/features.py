@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from diffusion.family import FamilyError, file_sha256, write_tensors
 from training.datasets import DataSet
+from training.feed import feed, usual_workers
 
 FEATURES = 64
 JUDGE = "judge.safetensors"
@@ -60,19 +61,20 @@ def train_judge(data: DataSet, *, iterations: int = 4000, batch: int = 64) -> Ju
     judge = Judge(data.channels, data.conditioning.sizes)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=iterations)
-    for step in tqdm(range(iterations), desc="training the judge", unit="step", mininterval=1):
-        x, condition = data.batch(step * batch, batch, seed=_JUDGE_SEED)
-        damage = torch.rand(batch, 3) * (torch.rand(batch, 3) < 0.5) * (torch.rand(batch, 1) < 0.5)
-        x = damaged(x, damage)
-        h = F.relu(judge.features(x))
-        loss = 10 * F.mse_loss(judge.damage(h), damage)
-        for slot, head in enumerate(judge.heads):
-            # what an image does not have (a second shape) is nothing to read
-            loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1, ignore_index=-1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate.step()
+    ahead = feed(data, batch=batch, seed=_JUDGE_SEED, iterations=range(iterations), workers=usual_workers(data))
+    with ahead as batches:
+        for x, condition in tqdm(batches, total=iterations, desc="training the judge", unit="step", mininterval=1):
+            damage = torch.rand(batch, 3) * (torch.rand(batch, 3) < 0.5) * (torch.rand(batch, 1) < 0.5)
+            x = damaged(x, damage)
+            h = F.relu(judge.features(x))
+            loss = 10 * F.mse_loss(judge.damage(h), damage)
+            for slot, head in enumerate(judge.heads):
+                # what an image does not have (a second shape) is nothing to read
+                loss = loss + F.cross_entropy(head(h), condition[:, slot] - 1, ignore_index=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
     return judge.eval().requires_grad_(False)
 
 

@@ -9,21 +9,25 @@ from diffusion import provenance
 from diffusion.family import Family, open_family
 from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
-from training.command import Command, choose_device, data_of, integers, words
-from training.datasets import DataSet, open_data
+from training.command import Command, Reading, choose_device, data_of, integers, words
+from training.datasets import DataSet
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
+from training.opening import open_captioned
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
 from training.yardstick import Evaluation
 
 
-class Train(TeacherSettings, Command):  # type: ignore[misc]
+class Train(TeacherSettings, Reading):  # type: ignore[misc]
     """Train a diffusion teacher on data and write it as a new family. The same command again resumes where it was."""
 
     data: str = "shapes"
-    """"shapes" (drawn on demand, prompts), "digits" (scikit-learn's, labels), or a folder of images, one subfolder per
-    class for labels."""
+    """"shapes" and "scenes" (drawn on demand, prompts), "digits" (scikit-learn's, labels); or a path: a folder of images, one
+    subfolder per class for labels; WebDataset shards; a Hugging Face data set, parquet or arrow; an .npz; CIFAR-10's folder."""
+    prompts: Path | None = None
+    """How captions are read: a file with the conditioning of a family that takes prompts, as in its family.json.
+    Without it captions are not used."""
     family: Path
     """Folder to write the family to; its name is the folder's."""
     runs: Path = Path("runs")
@@ -36,7 +40,9 @@ class Train(TeacherSettings, Command):  # type: ignore[misc]
     def cli_cmd(self) -> None:
         """Train, then write the family."""
         settings = TeacherSettings.model_validate(self.model_dump(include=set(TeacherSettings.model_fields)))
-        device, data = choose_device(self.device), open_data(self.data, self.resolution)
+        device = choose_device(self.device)
+        data = open_captioned(self.data, self.resolution, self.augmentation, self.prompts)
+        print(data)
         name = self.family.resolve().name
         guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
@@ -49,13 +55,14 @@ class Train(TeacherSettings, Command):  # type: ignore[misc]
             data,
             lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
             draw=progress_grid(empty, data),
+            workers=self.workers,
         )
         record = training_record(run, data, provenance.command())
         family = add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
         print(f"wrote the teacher of family {family.name}; next: stepdial distill --family {self.family}")
 
 
-class Distill(StudentSettings, Command):  # type: ignore[misc]
+class Distill(StudentSettings, Reading):  # type: ignore[misc]
     """Distil a family's teacher into students, one after another, and write them into the family. Resumes as train does.
 
     Several of these may run side by side for different steps.
@@ -102,27 +109,29 @@ class Distill(StudentSettings, Command):  # type: ignore[misc]
 
     def _distil(self, steps: int, family: Family, device: torch.device) -> None:
         settings = self._settings(family)
-        data = data_of(family, self.data)
+        data = data_of(family, self.data, self.augmentation)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
+        run.settings |= data.identity
         if is_trained(self.family, f"student-{steps}", run):
             print(f"family {family.name} has this {steps}-step student already")
             return
         loss = distillation(settings, steps, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps))
+        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps), workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
     def _distil_whole(self, segments: tuple[int, ...], family: Family, device: torch.device) -> None:
-        settings, data = self._settings(family, len(segments)), data_of(family, self.data)
+        settings, data = self._settings(family, len(segments)), data_of(family, self.data, self.augmentation)
         print(
             f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
         )
         run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
+        run.settings |= data.identity
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")
             return
         loss = distillation(settings, segments, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments))
+        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments), workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
 

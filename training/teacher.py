@@ -60,6 +60,7 @@ def new_teacher_run(settings: TeacherSettings, data: DataSet, folder: Path, devi
     recorded = {
         "data": data.name,
         "conditioning": data.conditioning.model_dump(mode="json"),
+        **data.identity,
         **settings.model_dump(mode="json"),
     }
     return Run(network, settings, folder, settings=recorded)

@@ -1,7 +1,7 @@
 """The training loop: one loss, AdamW, EMA, and a checkpoint from which a run goes on exactly as if never interrupted.
 
 Everything random is a function of (seed, iteration) and data is a function of (seed, position), so a checkpoint holds
-no generator state: weights, EMA, optimiser moments and the iteration are all there is.
+no generator state: weights, EMA, optimiser moments and the iteration, which is the position in the data, are all there is.
 """
 
 import json
@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.datasets import DataSet
+from training.datasets import Batch, DataSet
+from training.feed import feed, usual_workers
+from training.order import mixed_seed
 
 
 class TrainingError(RuntimeError):
@@ -144,15 +146,17 @@ class Run:
             self.network.load_state_dict(trained)
             self.network.train()
 
-    def step(self, data: DataSet, loss: Loss) -> float:
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def step(self, batch: Batch, loss: Loss) -> float:
         """Take one optimiser step and return the mean loss.  Raises TrainingError when loss or gradient is not finite."""
         schedule, iteration = self.schedule, self.iteration
-        device = next(self.network.parameters()).device
-        x, condition = (
-            part.to(device) for part in data.batch(iteration * schedule.batch, schedule.batch, seed=schedule.seed)
-        )
+        x, condition = batch
         torch.manual_seed(mixed_seed(schedule.seed, iteration))  # dropout
-        generator = torch.Generator(device).manual_seed(mixed_seed(schedule.seed + 1, iteration))
+        generator = torch.Generator(self.device).manual_seed(mixed_seed(schedule.seed + 1, iteration))
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.rate(iteration)
         mean = loss(self.network, x, condition, iteration, generator).mean()
@@ -177,45 +181,35 @@ def fit(
     loss: Loss,
     *,
     draw: Callable[[nn.Module, Path], None] | None = None,
+    workers: int | None = None,
     save_seconds: float = 120,
     grids: int = 8,
 ) -> None:
     """Train to the end of the schedule, from the checkpoint where there is one.
 
     Every save_seconds and on SIGTERM or Ctrl-C the checkpoint is written; `draw(network, file)` writes a sample grid
-    about `grids` times a run; log.jsonl gets loss and images/s.  Raises KeyboardInterrupt after an interrupted run is saved.
+    about `grids` times a run; `workers` processes read ahead, by default as many as suit the data.  log.jsonl gets loss,
+    time, and the part of it that was spent waiting for data; skipped.jsonl names images that could not be used.
+    Raises KeyboardInterrupt after an interrupted run is saved.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     run.resume()
     run.network.train()
+    data.skipped.keep(run.folder / "skipped.jsonl")
     schedule = run.schedule
     every = max(1, schedule.iterations // grids)
-    losses: list[float] = []
     saved = time.monotonic()
-    bar = tqdm(
-        total=schedule.iterations * schedule.batch,
-        initial=run.iteration * schedule.batch,
-        unit="img",
-        desc=run.folder.name,
-        mininterval=1,
+    batches = feed(
+        data,
+        batch=schedule.batch,
+        seed=schedule.seed,
+        iterations=range(run.iteration, schedule.iterations),
+        device=run.device,
+        workers=usual_workers(data) if workers is None else workers,
     )
-    with _interruptible() as interrupted, bar, (run.folder / "log.jsonl").open("a") as log:
+    with _interruptible() as interrupted, _Log(run) as log, batches as following:
         while run.iteration < schedule.iterations and not interrupted():
-            began = time.monotonic()
-            losses.append(run.step(data, loss))
-            run.seconds += time.monotonic() - began
-            bar.update(schedule.batch)
-            if run.iteration % 50 == 0 or run.iteration == schedule.iterations:
-                mean = sum(losses) / len(losses)
-                losses.clear()
-                bar.set_postfix(loss=f"{mean:.4f}")
-                line = {
-                    "iteration": run.iteration,
-                    "images": run.iteration * schedule.batch,
-                    "loss": mean,
-                    "seconds": round(run.seconds, 1),
-                }
-                print(json.dumps(line), file=log, flush=True)
+            log.add(*_timed_step(run, following, loss))
             if draw and run.iteration % every == 0:
                 with run.averaged() as network:
                     draw(network, run.folder / f"samples-{run.iteration:07d}.png")
@@ -223,8 +217,65 @@ def fit(
                 run.save()
                 saved = time.monotonic()
         run.save()
-        if run.iteration < schedule.iterations:
-            raise KeyboardInterrupt
+    if data.skipped:
+        print(data.skipped)
+    if run.iteration < schedule.iterations:
+        raise KeyboardInterrupt
+
+
+def _timed_step(run: Run, batches: Iterator[Batch], loss: Loss) -> tuple[float, float]:
+    """Take a step, and return its loss and the seconds it waited for its batch."""
+    began = time.monotonic()
+    batch = next(batches)
+    waited = time.monotonic() - began
+    mean = run.step(batch, loss)
+    run.seconds += time.monotonic() - began
+    return mean, waited
+
+
+class _Log:
+    """Progress of a run: a bar on the terminal, and a line in log.jsonl every 50 iterations."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._losses: list[float] = []
+        self._waited, self._since = 0.0, run.seconds
+
+    def __enter__(self) -> "_Log":
+        self._file = (self._run.folder / "log.jsonl").open("a")
+        batch = self._run.schedule.batch
+        self._bar = tqdm(
+            total=self._run.schedule.iterations * batch,
+            initial=self._run.iteration * batch,
+            unit="img",
+            desc=self._run.folder.name,
+            mininterval=1,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def add(self, loss: float, waited: float) -> None:
+        """Note a step's loss and how many seconds it waited for data."""
+        run = self._run
+        self._losses.append(loss)
+        self._waited += waited
+        self._bar.update(run.schedule.batch)
+        if run.iteration % 50 and run.iteration != run.schedule.iterations:
+            return
+        mean, spent = sum(self._losses) / len(self._losses), run.seconds - self._since
+        self._bar.set_postfix(loss=f"{mean:.4f}")
+        line = {
+            "iteration": run.iteration,
+            "images": run.iteration * run.schedule.batch,
+            "loss": mean,
+            "seconds": round(run.seconds, 1),
+            "waiting": round(self._waited / spent, 3) if spent else 0.0,
+        }
+        print(json.dumps(line), file=self._file, flush=True)
+        self._losses, self._waited, self._since = [], 0.0, run.seconds
 
 
 @contextmanager
@@ -242,13 +293,6 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def mixed_seed(seed: int, iteration: int) -> int:
-    """Return a well-spread 63-bit seed for one iteration of one seed's run (splitmix64's finaliser)."""
-    x = (seed * 0x9E3779B97F4A7C15 + iteration + 1) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return (x ^ (x >> 31)) >> 1
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from diffusion.family import Family
 from diffusion.frontier import Measure
-from training.datasets import DataSet, FiniteSet, pixels_to_latents
+from training.datasets import DataSet, pixels_to_latents
 from training.features import Judge, describe_judge, family_judge, frechet_distance
 
 REFERENCE_IMAGES = 10_000
+"""Real images that drawn ones are compared with, of a set that is endless or larger than WHOLE."""
+WHOLE = 50_000
+"""Largest set all of whose images are compared with."""
 _REAL_SEED = 101
 
 
@@ -43,7 +46,8 @@ class Yardstick:
         self.judge: Judge = family_judge(family.folder, data)
         self.description = describe_judge(family.folder, self.judge, data)
         self.judge.to(self.device)
-        count = len(data) if isinstance(data, FiniteSet) else REFERENCE_IMAGES
+        self._whole = data.size is not None and data.size <= WHOLE
+        count = (self._whole and data.size) or REFERENCE_IMAGES
         self.reals = self._features_of_real(0, count)
         self.reference = f"{count} real images of {data.name}"
 
@@ -64,12 +68,12 @@ class Yardstick:
     def floor(self, samples: int, runs: int) -> Measure:
         """Return the distance of `samples` real images to real images.
 
-        Of an endless set, fresh images to the reference.  A finite set is its own reference, so there are no others:
-        there `samples` random images to as many others of the set, half of it each at most.
+        Of an endless or large set, others to the reference.  A set that is its own reference has no others: there
+        `samples` random images to as many others of the set, half of it each at most.
         """
         distances = []
         for run in range(runs):
-            if isinstance(self.data, FiniteSet):
+            if self._whole:
                 order = np.random.default_rng(run).permutation(len(self.reals))
                 half = min(samples, len(order) // 2)
                 distances.append(frechet_distance(self.reals[order[:half]], self.reals[order[half : 2 * half]]))

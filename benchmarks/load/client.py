@@ -109,10 +109,17 @@ class Client:
         async with self._session.get(self.url + path) as response:
             return await response.text()
 
-    async def post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
-        """Send a request and return status, headers and body of its answer. Raises TimeoutError or aiohttp.ClientError."""
-        async with self._session.post(self.url + self._path, json=body) as response:
+    async def ask(self, method: str, path: str, **content: Any) -> tuple[int, Mapping[str, str], bytes]:
+        """Send any request (json=, headers=) and return status, headers and body of its answer.
+
+        Raises TimeoutError or aiohttp.ClientError.
+        """
+        async with self._session.request(method, self.url + path, **content) as response:
             return response.status, response.headers, await response.read()
+
+    async def post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request for images, as `ask` does."""
+        return await self.ask("POST", self._path, json=body)
 
     async def send(self, steps: Steps, body: Mapping[str, Any], scheduled: float, began: float) -> Answer:
         """Send a request now and return how it ended; `began` is the run's beginning on the clock of perf_counter."""

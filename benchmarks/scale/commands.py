@@ -96,9 +96,13 @@ class Scale(BaseSettings):
     )  # fmt: skip
 
     size: CliSubCommand[Size]
+    """Tell what each dial position asks of a replica, and how many replicas a load takes."""
     measure: CliSubCommand[Measure]
+    """Measure what one replica and its requests take of Redis, HAProxy and Prometheus."""
     simulate: CliSubCommand[Simulate]
+    """Simulate how long requests take behind a balancer."""
     report: CliSubCommand[Report]
+    """Write the tables of sizing and scale into Markdown files, and draw the pictures."""
 
 
 def scale(arguments: Sequence[str]) -> int:

@@ -75,9 +75,7 @@ def blamed(answer: Any) -> list[str]:
 
 
 def value(desk: Desk, name: str, /, **labels: str) -> float:
-    """Read one metric off /metrics; 0 where there is none yet."""
-    for family in text_string_to_metric_families(desk.client.get("/metrics").text):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return sample.value
-    return 0.0
+    """Read the sum of a metric over the labels that are not given off /metrics; 0 where there is none yet."""
+    families = text_string_to_metric_families(desk.client.get("/metrics").text)
+    samples = (sample for family in families for sample in family.samples if sample.name == name)
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())

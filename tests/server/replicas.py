@@ -44,17 +44,12 @@ class Replica:
     """A server in a forked process; it listens soon after it was made."""
 
     def __init__(
-        self, folder: Path, redis_url: str, *, port: int | None = None, wave_seconds: float = 0.01, **settings: Any
+        self, folder: Path, redis_url: str, *, wave_seconds: float = 0.01, port: int | None = None, **settings: Any
     ):
-        self.port = port or free_port()
-        self._client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        chosen = {
-            "family": (folder,),
-            "redis_url": redis_url,
-            "port": self.port,
-            "cache_bytes": 0,
-            "log_level": "error",
-        }
+        """port: where it listens; default a free one."""
+        self.port = port = port or free_port()
+        self._client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        chosen = {"family": (folder,), "redis_url": redis_url, "port": port, "cache_bytes": 0, "log_level": "error"}
         self.process = FORKS.Process(target=serve, args=(chosen | settings, wave_seconds), daemon=True)
         self.process.start()
 

@@ -75,11 +75,12 @@ def test_auto_with_a_deadline_is_the_best_that_can_be_ready(slow: SlowDesk) -> N
     assert chosen == [1, 2, 4, 32, 512]
     assert slow.estimate(deadline_ms=50_000, max_steps=16)["steps"] == 4
     assert slow.estimate(deadline_ms=50_000, n=3)["steps"] == 32  # one wave holds them all
+    met = value(slow, "stepdial_deadlines_total", steps="2", result="met")
     answer = slow.ask(PROMPT | {"deadline_ms": 3000})
     assert answer.json()["steps_used"] == 2 and answer.json()["deadline_met"] is True
     assert answer.headers["x-steps-used"] == "2" and answer.headers["x-degraded"] == "false"
     assert answer.headers["x-deadline-met"] == "true"
-    assert value(slow, "stepdial_deadlines_total", steps="2", result="met") == 1
+    assert value(slow, "stepdial_deadlines_total", steps="2", result="met") == met + 1
     assert value(slow, "stepdial_requests_total", steps="auto", outcome="ok") >= 1
 
 
@@ -155,13 +156,14 @@ def test_a_brown_out_lowers_those_who_consent_and_nobody_else(family: Family) ->
         desk.device.gate.clear()
         early = desk.ask_later(steps=4, allow_degrade=True)
         waiting = desk.ask_later(steps=64)
+        lowered = desk.ask_later(steps=32, allow_degrade=True)
+        wait_until(lambda: value(desk, "stepdial_brownout_level") > 0)
         told = desk.estimate(steps="auto", **PATIENT)
-        assert (told["steps"], told["degraded"], told["degrade_reason"]) == (4, True, "brownout")
-        assert value(desk, "stepdial_brownout_level") == 1
+        assert told["steps"] <= 4 and told["degraded"] and told["degrade_reason"] == "brownout"
         assert desk.estimate(steps=32)["steps"] == 32
         assert desk.estimate(steps="auto", allow_degrade=False, **PATIENT)["steps"] == 512
         assert desk.estimate(steps="auto", min_steps=32, **PATIENT)["steps"] == 32  # refuses nobody
-        lowered, untouched = desk.ask_later(steps=32, allow_degrade=True), desk.ask_later(steps=32)
+        untouched = desk.ask_later(steps=32)
         wait_until(lambda: value(desk, "stepdial_brownout_level") == 5)  # it goes on while the backlog stays
         assert desk.estimate(steps="auto")["steps"] == 1
         desk.device.gate.set()

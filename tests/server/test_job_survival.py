@@ -185,7 +185,7 @@ def test_a_rolling_update_of_a_family_leaves_each_job_to_a_replica_that_can_draw
         Fleet(family_folder, redis_server.url, size=1, wave_seconds=0.03, **quick) as old,
         Fleet(changed, redis_server.url, size=1, **quick) as new,
     ):
-        jobs = {seed: (order(old, seed, 4), 4) for seed in range(6)}
+        jobs = {seed: (order(old, seed, 128), 128) for seed in range(6)}
         later = {seed: (order(new, seed, 2), 2) for seed in range(10, 16)}
         wait_until(lambda: redis_server.client.xlen(stream_of(open_family(changed))) == 0)
         assert {look(old, job)["state"] for job, _ in later.values()} == {"done"}

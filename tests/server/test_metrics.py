@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -24,6 +25,7 @@ from diffusion.family import FRONTIER, open_family, write_json
 from diffusion.frontier import Rescue
 from diffusion.plans import Hop, Plan
 from server import metrics
+from tests.server.desk import Desk, value
 from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
 from tests.server.redis_server import RedisServer
 
@@ -144,6 +146,9 @@ MOVED_BY: dict[str, Traffic] = {
     "build_info": start,
     "student_info": start,
     "student_quality": start,
+    "frontier_latency_seconds": start,
+    "frontier_measured_timestamp_seconds": start,
+    "frontier_trained_timestamp_seconds": start,
 }
 """Name without the prefix -> what moves it."""
 PREFIX = "stepdial_"
@@ -171,15 +176,11 @@ def documented() -> dict[str, set[str]]:
 
 
 def scrape(server: ServerProcess) -> dict[str, Series]:
-    """Name without the prefix -> its series, off /metrics; when a series was created is left out."""
+    """Name without the prefix -> its series, off /metrics."""
     found: dict[str, Series] = {}
     for family in text_string_to_metric_families(server.get("/metrics").text):
         name = family.name.removeprefix(PREFIX) + ("_total" if family.type == "counter" else "")
-        found[name] = {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for sample in family.samples
-            if not sample.name.endswith("_created")
-        }
+        found[name] = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in family.samples}
     return found
 
 
@@ -287,3 +288,76 @@ def test_latency_buckets_reach_from_a_millisecond_to_minutes() -> None:
     buckets = metrics.LATENCY_BUCKETS
     assert buckets[0] == 0.001 and buckets[-1] > 240
     assert all(1.45 < above / below < 1.55 for below, above in zip(buckets, buckets[1:], strict=False))
+
+
+def test_a_wave_is_shared_by_the_step_counts_of_its_samples(desk: Desk) -> None:
+    def told(name: str, **labels: str) -> float:
+        return value(desk, PREFIX + name, model="tiny", network="teacher", **labels)
+
+    def totals() -> tuple[float, float]:
+        return told("device_seconds_total"), told("wave_duration_seconds_sum")
+
+    device, waves = totals()
+    samples, seen = told("wave_samples_sum", steps="32"), told("wave_samples_count", steps="32")
+    desk.device.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(desk.ask, WISH | {"steps": steps}) for steps in (64, 32)]
+        wait_until(lambda: value(desk, "stepdial_pending_evaluations") >= 95)  # the first wave may be under way
+        desk.device.gate.set()
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    after, flown = totals()
+    assert after - device == pytest.approx(flown - waves) and told("device_seconds_total", steps="64") > 0
+    assert told("wave_samples_count", steps="32") == seen + 32  # as many waves as hops, and in most of them
+    assert told("wave_samples_sum", steps="32") > samples + 60  # there was one of 64 steps, too
+
+
+def test_rows_without_padding_are_the_evaluations_that_were_drawn(real_server: ServerProcess) -> None:
+    def evaluations() -> float:
+        return real_server.metric("stepdial_wave_rows_total") - real_server.metric("stepdial_wave_padding_total")
+
+    before = evaluations()
+    assert real_server.ask(**WISH, steps=4, n=3).status_code == 200
+    assert real_server.ask(**WISH, steps=2).status_code == 200
+    assert evaluations() - before == pytest.approx(4 * 3 + 2)
+
+
+def test_images_are_told_by_what_was_asked_for_and_what_they_took(desk: Desk) -> None:
+    before = value(desk, "stepdial_images_total", model="tiny", steps_requested="auto", steps="2")
+    answer = desk.ask(WISH | {"steps": "auto", "max_steps": 2, "n": 3})
+    assert answer.json()["steps_used"] == 2
+    assert value(desk, "stepdial_images_total", model="tiny", steps_requested="auto", steps="2") == before + 3
+
+
+def test_a_job_is_drawn_but_is_no_latency(desk: Desk) -> None:
+    told = ["stepdial_images_total", "stepdial_request_duration_seconds_count", "stepdial_stage_duration_seconds_count"]
+    images, requests, stages = (value(desk, name) for name in told)
+    job = desk.client.post("/jobs", json=WISH | {"steps": 1, "n": 2})
+    wait_until(lambda: desk.client.get(job.headers["location"]).json()["state"] == "done")
+    assert [value(desk, name) for name in told] == [images + 2, requests, stages]
+
+
+def test_only_requests_to_draw_count_as_such(desk: Desk) -> None:
+    def invalid() -> tuple[float, float]:
+        jobs = value(desk, "stepdial_jobs_total", outcome="invalid")
+        return value(desk, "stepdial_requests_total", model="none", steps="none", outcome="invalid"), jobs
+
+    draws, jobs = invalid()
+    bad = {"prompt": 7}
+    for path in ("/estimate", "/generate", "/v1/images/generations", "/jobs"):
+        assert desk.client.post(path, json=bad).status_code in (400, 422), path
+    assert invalid() == (draws + 2, jobs + 1)
+
+
+def test_what_can_be_counted_is_there_before_it_happens_and_when_it_began_is_not(desk: Desk) -> None:
+    text = desk.client.get("/metrics").text
+    assert 'stepdial_requests_total{model="tiny",outcome="failed",steps="512"}' in text
+    assert 'stepdial_rejected_total{reason="queue_full"}' in text
+    assert 'stepdial_wasted_evaluations_total{reason="cancelled"}' in text
+    assert not re.search(r"^stepdial_\w+_created", text, re.MULTILINE)
+
+
+def test_a_frontier_says_when_it_was_measured_and_how_new_its_networks_are(desk: Desk) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert value(desk, "stepdial_frontier_measured_timestamp_seconds", model="tiny", steps="4") == at
+    assert value(desk, "stepdial_frontier_trained_timestamp_seconds", model="tiny", steps="4") == at
+    assert value(desk, "stepdial_frontier_latency_seconds", model="tiny", steps="4") == pytest.approx(0.012)

@@ -1,25 +1,15 @@
-"""Data: batches that are functions of (seed, position), and folders of whatever people have."""
-
-from pathlib import Path
+"""Data that is drawn or held in memory: batches that are functions of (seed, position)."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from diffusion.condition import LabelConditioning, NoConditioning
+from diffusion.condition import NoConditioning
 from training import shapes
-from training.datasets import DataError, FiniteSet, Procedural, digits, image_folder, open_data, pixels_to_latents
-
-
-def paint(
-    file: Path, colour: object = (200, 30, 40), mode: str = "RGB", size: tuple[int, int] = (20, 14), **save: object
-):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(file, **save)
-    return file
+from training.datasets import FiniteSet, Procedural, digits, pixels_to_latents
+from training.opening import open_data
 
 
 def numbered(count: int = 23) -> FiniteSet:
@@ -125,97 +115,3 @@ def test_pixels_become_latents_from_minus_one_to_one():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
     latents = pixels_to_latents(images)
     assert latents.shape == (1, 1, 1, 3) and latents.flatten().tolist() == pytest.approx([-1, -0.6, 1])
-
-
-def test_a_folder_of_subfolders_is_labelled_by_them(tmp_path: Path):
-    for index, name in enumerate(["cats", "ants", "dogs"]):
-        paint(tmp_path / name / "a.png", (50 * index, 0, 0))
-        paint(tmp_path / name / "deep" / "b.jpg", (50 * index, 0, 0))
-    data = image_folder(tmp_path, 8)
-    assert data.conditioning == LabelConditioning(labels=("ants", "cats", "dogs"))
-    assert data.images.shape == (6, 8, 8, 3) and data.conditions.flatten().tolist() == [1, 1, 2, 2, 3, 3]
-    reds = data.images[:, 4, 4, 0].tolist()
-    assert [round(red / 50) for red in reds] == [1, 1, 0, 0, 2, 2]
-
-
-def test_a_flat_folder_has_no_labels(tmp_path: Path):
-    for index in range(3):
-        paint(tmp_path / f"{index}.webp")
-    data = image_folder(tmp_path, 8)
-    assert data.conditioning == NoConditioning() and data.conditions.shape == (3, 0)
-    x, condition = data.batch(0, 4, seed=0)
-    assert x.shape == (4, 3, 8, 8) and condition.shape == (4, 0)
-
-
-def test_grey_transparent_palette_and_16_bit_images_become_rgb(tmp_path: Path):
-    paint(tmp_path / "a-grey.png", 120, "L")
-    paint(tmp_path / "b-alpha.png", (10, 20, 30, 128), "RGBA")
-    paint(tmp_path / "c-palette.gif", 3, "P")
-    paint(tmp_path / "d-cmyk.jpg", (10, 20, 30, 40), "CMYK")
-    paint(tmp_path / "e-grey-alpha.png", (90, 255), "LA")
-    paint(tmp_path / "f-bits.png", 1, "1")
-    paint(tmp_path / "g.PNG")
-    data = image_folder(tmp_path, 8)
-    assert data.images.shape == (7, 8, 8, 3)
-    assert data.images[0, 0, 0].tolist() == [120] * 3 and data.images[4, 0, 0].tolist() == [90] * 3
-
-
-def test_a_turned_photograph_is_turned_upright(tmp_path: Path):
-    photograph = Image.new("RGB", (32, 32))
-    photograph.paste((255, 255, 255), (0, 0, 32, 16))  # white above, black below
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    photograph.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    picture = image_folder(tmp_path, 8).images[0]
-    assert picture[:3].max() < 60 and picture[5:].min() > 200
-
-
-def test_a_wide_image_is_cropped_in_the_middle_and_not_squeezed(tmp_path: Path):
-    wide = Image.new("RGB", (48, 16))
-    wide.paste((255, 255, 255), (16, 0, 32, 16))
-    wide.save(tmp_path / "a.png")
-    assert image_folder(tmp_path, 8).images[0].min() > 200
-
-
-def test_files_that_cannot_be_read_are_skipped_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture):
-    good = paint(tmp_path / "good.png", size=(300, 200)).read_bytes()
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "truncated.png").write_bytes(good[: len(good) // 2])
-    (tmp_path / "garbage.jpg").write_bytes(b"not an image at all")
-    (tmp_path / "notes.txt").write_text("not a candidate")
-    data = image_folder(tmp_path, 8)
-    said = capsys.readouterr().out
-    assert len(data) == 1 and "skipped 3 of 4 files" in said
-    assert all(name in said for name in ("empty.png", "truncated.png", "garbage.jpg")) and str(tmp_path) not in said
-
-
-def test_images_beside_and_inside_subfolders_are_refused(tmp_path: Path):
-    paint(tmp_path / "a.png")
-    paint(tmp_path / "class" / "b.png")
-    with pytest.raises(DataError, match="beside and inside subfolders"):
-        image_folder(tmp_path, 8)
-
-
-def test_a_folder_without_an_image_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="no readable image .* among 0 candidates"):
-        image_folder(tmp_path, 8)
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match="among 1 candidates"):
-        image_folder(tmp_path, 8)
-
-
-def test_a_class_of_unreadable_images_does_not_shift_the_others(tmp_path: Path):
-    paint(tmp_path / "b" / "good.png")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG")
-    data = image_folder(tmp_path, 8)
-    assert data.conditioning.describe(tuple(data.conditions[0])) == "b"
-
-
-def test_data_are_opened_by_name(tmp_path: Path):
-    paint(tmp_path / "a.png")
-    assert open_data("shapes", 16).resolution == 16
-    assert open_data("digits", 8).name == "digits"
-    assert open_data(str(tmp_path), 8).name == tmp_path.name
-    with pytest.raises(DataError, match="'nothing' is neither 'shapes', 'scenes', 'digits' nor a folder"):
-        open_data("nothing", 8)

@@ -69,6 +69,14 @@ def test_what_is_no_address_of_a_proxy_is_refused_at_start(wrong: str) -> None:
         Settings(trusted_proxies=wrong)  # type: ignore[arg-type]  # as the environment gives it
 
 
+def test_the_proxies_are_also_taken_from_the_variable_that_other_servers_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().trusted_proxies == ()
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.7,10.1.0.0/24")
+    assert [str(network) for network in Settings().trusted_proxies] == ["10.0.0.7/32", "10.1.0.0/24"]
+    monkeypatch.setenv("STEPDIAL_TRUSTED_PROXIES", "10.0.0.8")
+    assert [str(network) for network in Settings().trusted_proxies] == ["10.0.0.8/32"]
+
+
 def test_a_request_id_that_the_balancer_makes_is_kept_and_so_is_one_that_passes_through_it(balancer: Balancer) -> None:
     made = httpx2.get(balancer.url + "/models").headers["x-request-id"]
     assert made.startswith("7F000001:") and made != httpx2.get(balancer.url + "/models").headers["x-request-id"]

@@ -1,0 +1,1 @@
+"""How fast real images are read, and whether training waits for them."""

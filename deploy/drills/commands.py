@@ -1,0 +1,65 @@
+"""The command `python -m deploy.drills`. What it drills with is imported after the arguments have been read."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliSettingsSource
+
+from benchmarks.load.commands import NEEDED
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run drills, or write their table; arguments as on the command line.
+
+    Returns the exit status: 0 if every promise was kept, 1 if not or if the stack did not do its part, 2 for a wrong
+    argument, 130 after SIGINT or SIGTERM.
+    """
+    try:
+        from benchmarks.load.client import NotServed
+        from deploy.drills.orders import Unexpected
+        from deploy.drills.settings import DrillSettings
+        from deploy.drills.stack import StackBroken
+        from deploy.drills.table import write_table
+    except ImportError as error:
+        print(f"{NEEDED} ({error})", file=sys.stderr)
+        return 1
+    source: CliSettingsSource = CliSettingsSource(DrillSettings, cli_prog_name="python -m deploy.drills")
+    try:
+        settings = CliApp.run(DrillSettings, cli_args=list(arguments), cli_settings_source=source)
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            print(f"deploy.drills: {'.'.join(map(str, wrong['loc'][:1]))}: {wrong['msg']}", file=sys.stderr)
+        return 2
+    if "table" in settings.names:
+        write_table(settings.results, settings.file)
+        return 0
+    try:
+        return asyncio.run(_drills(settings))
+    except asyncio.CancelledError:
+        return 130
+    except (NotServed, StackBroken, Unexpected) as error:
+        print(f"deploy.drills: {error}", file=sys.stderr)
+        return 1
+
+
+async def _drills(settings) -> int:  # type: ignore[no-untyped-def]
+    """Run the drills on one stack; return the exit status. Raises CancelledError after SIGINT or SIGTERM."""
+    from deploy.drills.compose import compose
+    from deploy.drills.drill import drill
+    from deploy.drills.loopback import loopback
+
+    this, broken = asyncio.current_task(), 0
+    assert this
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended in either case
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    async with loopback(settings) if settings.stack == "loopback" else compose(settings) as stack:
+        for name in settings.drills:
+            result = await drill(name, stack, settings)
+            settings.results.mkdir(exist_ok=True)
+            result.write(settings.results / f"{name}-{stack.kind}.json")
+            print("\n".join(result.lines()), flush=True)
+            broken += not result.kept
+    return 1 if broken else 0

@@ -1,0 +1,91 @@
+"""The load of a drill: clients who ask for images at random times and wait, and clients who order them."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from math import inf
+from random import Random
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from benchmarks.load.arrivals import arrivals
+from benchmarks.load.client import Answer, Client
+from benchmarks.load.loops import Extent, Run, closed_loop, open_loop, unwatched
+from benchmarks.load.wishes import Steps, Wishes, weights
+from deploy.drills.orders import Order
+from deploy.drills.settings import DrillSettings
+
+FLOOD_MIX: dict[Steps, float] = {1: 6.0, 2: 3.0, 4: 1.0}
+"""What an overload asks for."""
+CAPACITY_CLIENTS = 12
+"""Clients of a closed loop that keep the stack busy."""
+
+
+class Load:
+    """Requests and orders at random times, inside the block and until they all are answered."""
+
+    def __init__(self, client: Client, model: dict[str, Any], settings: DrillSettings):
+        self._client, self._model, self._settings = client, model, settings
+        self._stopped = False
+        self.began = perf_counter()
+        self.answers: list[Answer] = []
+        """Of POST /generate; none is asked for twice."""
+        self.orders: list[Order] = []
+
+    async def __aenter__(self) -> "Load":
+        wishes = self._wishes(weights(self._settings.mix), 1)
+        times = self._until_stopped(arrivals("poisson", self._settings.rate, Random(2)))
+        self._asking = asyncio.create_task(open_loop(self._client, wishes, times, Extent(0.0, inf), unwatched))
+        self._ordering = asyncio.create_task(self._order())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._stopped = True
+        if kind is not None:
+            self._asking.cancel()
+            self._ordering.cancel()
+        _, asked = await asyncio.gather(self._ordering, self._asking, return_exceptions=kind is not None)
+        if isinstance(asked, Run):
+            self.answers += asked.answers
+
+    async def capacity(self, seconds: float) -> float:
+        """Return how many requests of an overload are answered a second when there always are some."""
+        wishes = self._wishes(FLOOD_MIX, 3)
+        run = await closed_loop(self._client, wishes, CAPACITY_CLIENTS, Extent(0.0, seconds), unwatched)
+        return sum(answer.ok for answer in run.answers) / max(answer.done for answer in run.answers)
+
+    async def flood(self, rate: float, seconds: float, *, allow_degrade: bool) -> None:
+        """Offer so many further requests a second, and wait until each is answered."""
+        later = perf_counter() - self.began
+        wishes = self._wishes(FLOOD_MIX, 4, allow_degrade=allow_degrade)
+        times = arrivals("poisson", rate, Random(5))
+        run = await open_loop(self._client, wishes, times, Extent(0.0, seconds), unwatched)
+        self.answers += [
+            replace(answer, scheduled=answer.scheduled + later, sent=answer.sent + later, done=answer.done + later)
+            for answer in run.answers
+        ]
+
+    def _wishes(self, mix: dict[Steps, float], seed: int, **fields: Any) -> Wishes:
+        served = {position["steps"] for position in self._model["positions"]}
+        return Wishes(self._model, {s: weight for s, weight in mix.items() if s in served}, Random(seed), **fields)
+
+    def _until_stopped(self, times: Iterator[float]) -> Iterator[float]:
+        for at in times:
+            if self._stopped:
+                return
+            yield at
+
+    async def _order(self) -> None:
+        """Order at random times; once stopped, wait for every result, but not for ever."""
+        wishes, random = self._wishes(weights(self._settings.job_mix), 6), Random(7)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as group:
+                for at in self._until_stopped(arrivals("poisson", self._settings.job_rate, random)):
+                    await asyncio.sleep(max(0.0, self.began + at - perf_counter()))
+                    body = wishes.next()[1] | {"seed": secrets.randbelow(2**53), "determinism": "exact"}
+                    self.orders.append(Order(self._client, body, secrets.token_hex(16), self.began))
+                    group.create_task(self.orders[-1].run())
+                patience.reschedule(asyncio.get_running_loop().time() + self._settings.patience)

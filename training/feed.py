@@ -1,0 +1,104 @@
+"""Batches of a run, read ahead by other processes; the same batches whoever reads them, and however many do."""
+
+import os
+import signal
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.datasets import Batch, DataError, DataSet, Pixels
+
+MOST_WORKERS = 8
+"""Processes that are started without being asked for."""
+
+
+class FeedError(DataError):
+    """Reading ahead broke down; the message says how."""
+
+
+def usual_workers(data: DataSet) -> int:
+    """Return how many processes should read ahead: none for what is in memory or drawn, else one a core but the trainer's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores - 1)) if data.decodes else 0
+
+
+@contextmanager
+def feed(
+    data: DataSet,
+    *,
+    batch: int,
+    seed: int,
+    iterations: range,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Iterator[Batch]]:
+    """Lend the batches of these iterations, in order, as tensors on the device.
+
+    Iteration i has images i * batch .. (i + 1) * batch of the seed's stream; of these, rank r of a world of R processes gets
+    the r-th of R equal slices.  `workers` processes read ahead, 0 reads when asked.  Raises ValueError for a batch that is no
+    multiple of the world, DataError for data that cannot be used, FeedError when a reading process dies.
+    """
+    if batch % world:
+        raise ValueError(f"a batch of {batch} cannot be divided equally among {world} processes")
+    read = _Slices(data, batch, seed, rank, world)
+    batches = _read(_loader(read, iterations, workers) if workers else map(read.__getitem__, iterations), data, device)
+    try:
+        yield batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FeedError(
+            "a process that reads data ahead was killed, perhaps for want of memory; give fewer --workers"
+        ) from None
+    finally:
+        batches.close()  # and with it the processes
+
+
+def _read(pixels: Iterable[Pixels | DataError], data: DataSet, device: torch.device | str) -> Generator[Batch]:
+    for read in pixels:
+        if isinstance(read, DataError):
+            raise read
+        yield data.tensors(read, device)
+
+
+def _loader(read: "_Slices", iterations: range, workers: int) -> DataLoader:
+    return DataLoader(
+        read,
+        sampler=iterations,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # or the loader would draw from the trainer's
+    )
+
+
+class _Slices(Dataset):
+    """What one rank reads at each iteration; an error that speaks of data is handed over, not raised in another process."""
+
+    def __init__(self, data: DataSet, batch: int, seed: int, rank: int, world: int):
+        self._data, self._seed, self._batch = data, seed, batch
+        self._count, self._offset = batch // world, rank * (batch // world)
+
+    def __getitem__(self, iteration: int) -> Pixels | DataError:
+        start = iteration * self._batch + self._offset
+        try:
+            return self._data.pixels(start, self._count, seed=self._seed)
+        except DataError as error:
+            return error
+
+
+def _as_it_is(pixels: Any) -> Any:
+    """Hand numpy arrays over through a pipe: as tensors they would need shared memory, of which a container has 64 MB."""
+    return pixels
+
+
+def _ignore_signals(_: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which often reach the whole group, to the trainer: it ends its readers once it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
