@@ -27,7 +27,20 @@ from tests.server.conftest import family_folder  # noqa: F401
 from tests.server.processes import ROOT
 
 QUICK = ["--replicas", "2", "--serve", "--cache-bytes 0 --max-wave 2 --job-lease-seconds 4", "--mix", "1:2,4:1"]
-QUICK += ["--rate", "2", "--job-mix", "4:1,64:1", "--job-rate", "0.7", "--seconds", "1", "--hold", "2", "--patience", "900"]
+QUICK += [
+    "--rate",
+    "2",
+    "--job-mix",
+    "4:1,64:1",
+    "--job-rate",
+    "0.7",
+    "--seconds",
+    "1",
+    "--hold",
+    "2",
+    "--patience",
+    "900",
+]
 
 
 def needed(*programs: str) -> None:
