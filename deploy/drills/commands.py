@@ -36,25 +36,34 @@ def main(arguments: Sequence[str]) -> int:
     if "table" in settings.names:
         write_table(settings.results, settings.file)
         return 0
+    stopped: list[str] = []
     try:
-        return asyncio.run(_drills(settings))
+        return asyncio.run(_drills(settings, stopped))
     except asyncio.CancelledError:
+        if not stopped:  # nobody asked for it: a bug
+            raise
+        print(f"deploy.drills: {stopped[0]}: what was started is ended", file=sys.stderr)
         return 130
     except (NotServed, StackBroken, Unexpected) as error:
         print(f"deploy.drills: {error}", file=sys.stderr)
         return 1
 
 
-async def _drills(settings) -> int:  # type: ignore[no-untyped-def]
-    """Run the drills on one stack; return the exit status. Raises CancelledError after SIGINT or SIGTERM."""
+async def _drills(settings, stopped: list[str]) -> int:  # type: ignore[no-untyped-def]
+    """Run the drills on one stack; return the exit status. Raises CancelledError after a signal, whose name is put into `stopped`."""
     from deploy.drills.compose import compose
     from deploy.drills.drill import drill
     from deploy.drills.loopback import loopback
 
     this, broken = asyncio.current_task(), 0
-    assert this
-    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended in either case
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+
+    def stop(name: str) -> None:
+        stopped.append(name)
+        if this:
+            this.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number.name)
     async with loopback(settings) if settings.stack == "loopback" else compose(settings) as stack:
         for name in settings.drills:
             result = await drill(name, stack, settings)

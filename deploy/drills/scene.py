@@ -134,5 +134,8 @@ class Scene:
                 await asyncio.sleep(WATCH_SECONDS)
 
     async def _store_answers(self) -> bool:
-        status, _, _ = await self._client.ask("GET", NO_JOB)
+        try:
+            status, _, _ = await self._client.ask("GET", NO_JOB)
+        except (TimeoutError, aiohttp.ClientError):
+            return False
         return status == 404
