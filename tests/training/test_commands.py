@@ -119,7 +119,7 @@ def test_failures_are_one_sentence_and_exit_with_1(
     assert call(monkeypatch, "distill", "--family", tmp_path) == 1
     assert "family.json is missing" in capsys.readouterr().err
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "nothing", "--runs", tmp_path) == 1
-    assert "'nothing' is neither" in capsys.readouterr().err
+    assert "data 'nothing' is not there" in capsys.readouterr().err
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--runs", tmp_path) == 1
     assert "choose another --preset" in capsys.readouterr().err
     assert call(monkeypatch, "dance") == 2 and "there is no command 'dance'" in capsys.readouterr().err
