@@ -6,10 +6,11 @@
 # make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
-# make image-weigh  build it, weigh its layers and time its start (needs Docker)
 # make stack   build it and bring up the fleet of docker-compose.yml; make stack-down ends that, make stack-test tries it (docs/containers.md)
+# make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
+# make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
 #
@@ -111,9 +112,9 @@ ITERATIONS_1 ?= 1500
 ITERATIONS_2 ?= 1100
 ITERATIONS_4 ?= 950
 ITERATIONS_8 ?= 750
-ITERATIONS_16 ?= 600
 DISTIL_SHAPES = $(STEPDIAL) distill --family families/shapes --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1
-STUDENTS = $(addprefix shapes-,1 2 4 8 16)
+# no 16-step student: the one for the whole dial is better there, and the family is to stay below 50 MB
+STUDENTS = $(addprefix shapes-,1 2 4 8)
 
 .PHONY: shapes-teacher shapes-whole $(STUDENTS) digits-teacher digits-students
 
@@ -125,7 +126,7 @@ shapes-teacher:
 	$(STEPDIAL) train --data shapes --family families/shapes --iterations $(TEACHER_ITERATIONS) --batch 16 --lr 1e-3 --seed 1
 
 shapes-whole:
-	$(DISTIL_SHAPES) --whole --batch 20 --iterations $(WHOLE_ITERATIONS)
+	$(DISTIL_SHAPES) --whole --teacher-part --batch 24 --iterations $(WHOLE_ITERATIONS)
 
 $(STUDENTS): shapes-%:
 	$(DISTIL_SHAPES) --steps $* --batch 16 --iterations $(ITERATIONS_$*)
@@ -190,7 +191,7 @@ image-test: .venv/.test image
 	STEPDIAL_IMAGE=stepdial:$(TAG) $(BIN)/python -m pytest -m slow tests/deploy/test_image.py
 
 image-weigh: .venv/.serve image
-	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG)
+	PYTHONPATH=. $(BIN)/python deploy/image/weigh.py stepdial:$(TAG) $(OTHERS)
 
 # the stack of docker-compose.yml; its secrets are made once
 .env:

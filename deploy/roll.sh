@@ -32,6 +32,9 @@ wait_until() {
 }
 
 healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$1")" = healthy ]; }
+# Docker starts a container again that ended: this one was refused, and will be again
+ended() { [ "$(docker inspect --format '{{.RestartCount}}' "$1")" -gt 0 ]; }
+healthy_or_ended() { healthy "$1" || ended "$1"; }
 serving_is() { [ "$(serving)" "$1" "$2" ]; }
 
 replace() { # SERVICE OLD, one container by another
@@ -43,10 +46,10 @@ replace() { # SERVICE OLD, one container by another
   "${compose[@]}" up --detach --no-deps --no-recreate --no-build --scale "$service=$((count + 1))" "$service" 2>/dev/null
   new=$("${compose[@]}" ps --quiet "$service" | grep --invert-match --fixed-strings "$before")
   say "$service: ${new:0:12} is starting"
-  if ! wait_until "$ready_seconds" healthy "$new" || ! wait_until 30 serving_is -gt "$up"; then
+  if ! wait_until "$ready_seconds" healthy_or_ended "$new" || ended "$new" || ! wait_until 30 serving_is -gt "$up"; then
     docker logs --tail 5 "$new" >&2
     docker rm --force "$new" >/dev/null
-    say "$service: ${new:0:12} did not become ready in $ready_seconds seconds and is removed; the others go on" >&2
+    say "$service: ${new:0:12} did not become ready and is removed; the others go on" >&2
     exit 1
   fi
   say "$service: ${new:0:12} serves, ${old:0:12} finishes what it has"

@@ -1,8 +1,11 @@
 """Connections: who may hold one, and how long either side may be waited for. uvicorn's HTTP/1.1, with bounds."""
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from http import HTTPStatus
 from typing import Any
 
@@ -35,7 +38,7 @@ class BoundedConnection(H11Protocol):
     _hurry: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _unsent = 0
-    """Bytes that waited for the client when it was last looked at."""
+    """Bytes that waited for the client when it was last looked at, the system's included."""
 
     @classmethod
     def bounded(cls, *, max_connections: int, head_seconds: float, send_seconds: float) -> type["BoundedConnection"]:
@@ -72,7 +75,7 @@ class BoundedConnection(H11Protocol):
     def pause_writing(self) -> None:
         """Wait no longer than allowed for the client to take what is there."""
         super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._untaken()
         self._stuck = self.loop.call_later(self.send_seconds, self._look_after_client)
 
     def resume_writing(self) -> None:
@@ -94,9 +97,16 @@ class BoundedConnection(H11Protocol):
             self._hurry.cancel()
             self._hurry = None
 
+    def _untaken(self) -> int:
+        """Bytes that the client has not taken: ours, and on Linux the system's, which asks for more in strides of up to a MiB."""
+        untaken = self.transport.get_write_buffer_size()
+        if (own := self.transport.get_extra_info("socket")) and sys.platform == "linux":
+            untaken += int.from_bytes(fcntl.ioctl(own.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return untaken
+
     def _look_after_client(self) -> None:
         """Cut off a client that has taken too little; look again after another that has taken enough."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, self._untaken()
         if before - self._unsent < PROGRESS_BYTES:
             if own := self.transport.get_extra_info("socket"):  # else the system goes on offering what is left
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -156,9 +156,14 @@ class RedisJobs:
     async def renew(self, evaluations: Mapping[str, int], editions: Collection[str]) -> set[str]:
         """As JobStore says."""
         facts: list[str | int] = [self._replica, len(editions), *editions]
+        places = {job_id: self._held.get(job_id, NOWHERE) for job_id in evaluations}
         for job_id, done in evaluations.items():
-            facts += [job_id, *self._held.get(job_id, NOWHERE), done]
-        return {job_id.decode() for job_id in await self._run("RENEW", facts)}
+            facts += [job_id, *places[job_id], done]
+        lost = {job_id.decode() for job_id in await self._run("RENEW", facts)}
+        for job_id in lost:
+            if self._held.get(job_id) is places[job_id]:  # else it was taken again meanwhile
+                del self._held[job_id]
+        return lost
 
     async def finish(
         self, job_id: str, state: Literal["done", "failed"], outcome: Outcome, files: Sequence[bytes]

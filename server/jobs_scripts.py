@@ -34,6 +34,11 @@ local function leave(edition, entry)
   redis.call('XACK', jobs_of(edition), '{GROUP}', entry)
   redis.call('XDEL', jobs_of(edition), entry)
 end
+local function attempts_unless_gone(id, edition, entry, consumer)
+  local attempts = attempts_of_mine(edition, entry, consumer)
+  if not attempts or redis.call('EXISTS', job_of(id)) == 1 then return attempts end
+  leave(edition, entry)  -- its hash was deleted or evicted behind our back: nobody can be told of it
+end
 local function hand_back(edition, id, entry, attempts, to)
   redis.call('XCLAIM', jobs_of(edition), '{GROUP}', to, 0, entry, 'RETRYCOUNT', attempts, 'JUSTID')
   redis.call('HSET', job_of(id), 'state', 'queued', 'evaluations', 0, 'attempts', attempts)
@@ -135,7 +140,7 @@ local lost, place = {{}}, 3 + ARGV[2]
 for number = 3, place - 1 do redis.call('ZADD', EDITIONS, now(), ARGV[number]) end
 for number = place, #ARGV, 4 do
   local id, edition, entry, evaluations = unpack(ARGV, number, number + 3)
-  if attempts_of_mine(edition, entry, ARGV[1]) then
+  if attempts_unless_gone(id, edition, entry, ARGV[1]) then
     redis.call('XCLAIM', jobs_of(edition), '{GROUP}', ARGV[1], 0, entry, 'JUSTID')
     redis.call('HSET', job_of(id), 'evaluations', evaluations)
   else
@@ -151,7 +156,7 @@ FINISH = (
     + """
 -- ARGV: consumer, id, edition, entry, state, now, outcome, time to live in ms, files...
 local id, edition, entry, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[8]
-if not attempts_of_mine(edition, entry, ARGV[1]) then return 0 end
+if not attempts_unless_gone(id, edition, entry, ARGV[1]) then return 0 end
 conclude(id, ttl, 'state', ARGV[5], 'ended', ARGV[6], 'outcome', ARGV[7])
 for number = 9, #ARGV do redis.call('SET', job_of(id) .. ':image:' .. number - 9, ARGV[number], 'PX', ttl) end
 leave(edition, entry)
@@ -164,7 +169,7 @@ GIVE_BACK = (
     + """
 -- ARGV: consumer, id, edition, entry, attempts to take back, consumer that is to hold it
 local id, edition, entry = ARGV[2], ARGV[3], ARGV[4]
-local attempts = attempts_of_mine(edition, entry, ARGV[1])
+local attempts = attempts_unless_gone(id, edition, entry, ARGV[1])
 if attempts then hand_back(edition, id, entry, attempts - ARGV[5], ARGV[6]) end
 """
 )

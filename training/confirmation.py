@@ -1,6 +1,7 @@
 """What a search found, drawn again with fresh noise and prompts, and written into the family: its searched positions."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,23 +76,31 @@ class SearchRecord(_Record):
 
 
 def search_dial(
-    scorer: Scorer, out: Path, *, limit: int, samples: int, evaluations: int, finalists: int
+    scorer: Scorer,
+    out: Path,
+    *,
+    members: Collection[str],
+    limit: int,
+    samples: int,
+    evaluations: int,
+    finalists: int,
 ) -> SearchRecord:
     """Search plans of up to `limit` evaluations, confirm the best, and write family and record.
 
-    samples: images of each plan in the search.  evaluations: how many network evaluations of each of them the search may
-    take; its beam is as wide as that and MEMORY allow.  finalists: plans of each number of evaluations to confirm.
+    members: whose students plans are composed of.  samples: images of each plan in the search.  evaluations: how many
+    network evaluations of each of them the search may take; its beam is as wide as that and MEMORY allow.  finalists: plans
+    of each number of evaluations to confirm.
     Raises FamilyError for a family whose students cannot be combined.
     """
     family, evaluation = scorer.family, scorer.evaluation
-    students = combinable(family.manifest)
+    students = tuple(student for student in combinable(family.manifest) if student.member in members)
     latent = 4 * samples * math.prod(family.manifest.shape)
     search = Search(scorer, breadth(students, limit, evaluations=evaluations, held=MEMORY // latent), samples)
-    cost, members = search.breadth.cost(), sorted({student.member for student in students})
+    cost, used = search.breadth.cost(), sorted({student.member for student in students})
     about = f"search of width {search.breadth.width}, {cost.evaluations:,} evaluations of each of {samples:,} samples"
-    scorer.announce(about, cost.evaluations * samples, members)
+    scorer.announce(about, cost.evaluations * samples, used)
     again = finalists * sum(range(1, limit + 1)) + sum(s.segments for s in students if s.segments <= limit)
-    scorer.announce("confirmation, at most", again * scorer.images, members)
+    scorer.announce("confirmation, at most", again * scorer.images, used)
     search.run()
     floor = scorer.yardstick.floor(evaluation.samples, len(evaluation.seeds))
     record = Confirmation(search, finalists, floor).run()

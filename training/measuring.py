@@ -8,6 +8,7 @@ from pydantic import Field
 from diffusion import provenance
 from diffusion.family import Family, open_family
 from training.command import Command, choose_device, data_of, integers, words
+from training.composition import students_of
 from training.confirmation import search_dial
 from training.curve import draw_curve
 from training.evaluate import SOURCES, evaluate, time_again, ways
@@ -40,6 +41,8 @@ class Evaluate(Command):
     search: bool = False
     """Instead of measuring positions: search the best plan of each number of evaluations, composed of all students, and
     write it into the frontier once it is confirmed on the seeds of the evaluation."""
+    search_members: str | None = None
+    """Members that plans are composed of, separated by commas: fewer make a search faster. By default all students."""
     search_samples: int = Field(default=1000, ge=80)
     """Images of each plan in the search."""
     search_limit: int = Field(default=16, ge=1, le=64)
@@ -81,9 +84,11 @@ class Evaluate(Command):
         yardstick = Yardstick(family, data_of(family, self.data), evaluation.device)
         scorer = Scorer(family, yardstick, evaluation)
         if self.search:
+            names = tuple(dict.fromkeys(student.member for student in students_of(family.manifest)))
             search_dial(
                 scorer,
                 self.results / f"search-{family.name}.json",
+                members=words(self.search_members, names, "search-members") if self.search_members else names,
                 limit=self.search_limit,
                 samples=self.search_samples,
                 evaluations=self.search_evaluations,

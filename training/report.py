@@ -130,7 +130,8 @@ def rescues_table(family: Family) -> str:
     ]
     shown = []
     for rescue in frontier.rescues:
-        position = family.measured(family.positions[rescue.steps])
+        offered = family.positions.get(rescue.steps)  # none, once the member is gone that its plan ran on
+        position = family.measured(offered) if offered else None
         pairs = enumerate(zip(rescue.plan.hops, position.plan.hops, strict=False)) if position else ()
         taken = next((at for at, (ours, theirs) in pairs if ours != theirs), 0)
         ending = {(hop.member, hop.segments) for hop in rescue.plan.hops[taken:]}

@@ -12,6 +12,7 @@ from pydantic_settings import (
     CliSettingsSource,
     CliSubCommand,
     SettingsConfigDict,
+    SettingsError,
     get_subcommand,
 )
 
@@ -95,9 +96,13 @@ class Scale(BaseSettings):
     )  # fmt: skip
 
     size: CliSubCommand[Size]
+    """Tell what each dial position asks of a replica, and how many replicas a load takes."""
     measure: CliSubCommand[Measure]
+    """Measure what one replica and its requests take of Redis, HAProxy and Prometheus."""
     simulate: CliSubCommand[Simulate]
+    """Simulate how long requests take behind a balancer."""
     report: CliSubCommand[Report]
+    """Write the tables of sizing and scale into Markdown files, and draw the pictures."""
 
 
 def scale(arguments: Sequence[str]) -> int:
@@ -107,11 +112,15 @@ def scale(arguments: Sequence[str]) -> int:
     """
     source: CliSettingsSource = CliSettingsSource(Scale, cli_prog_name="stepdial scale")
     try:
-        command = get_subcommand(CliApp.run(Scale, cli_args=list(arguments), cli_settings_source=source))
+        settings = CliApp.run(Scale, cli_args=list(arguments), cli_settings_source=source)
+        command = get_subcommand(settings, cli_exit_on_error=False)
     except ValidationError as error:
         for wrong in error.errors(include_url=False):
             sentence = wrong["msg"].removeprefix("Value error, ")
             print(f"stepdial scale: {'.'.join(map(str, wrong['loc'][1:]))}: {sentence}", file=sys.stderr)
+        return 2
+    except SettingsError:
+        print("stepdial scale: say what: size, measure, simulate or report; --help tells more", file=sys.stderr)
         return 2
     try:
         return _run(command)

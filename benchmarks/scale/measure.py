@@ -193,10 +193,10 @@ async def _jobs(subject: Subject) -> dict[str, Any]:
     ids: list[str] = []
 
     async def order() -> None:
-        done = await _done(subject) + JOBS_OF_A_ROUND
+        ended = await _ended(subject) + JOBS_OF_A_ROUND
         for body in subject.bodies(JOBS_OF_A_ROUND):
             ids.append(await subject.free.order(body))
-        while await _done(subject) < done:
+        while await _ended(subject) < ended:
             await asyncio.sleep(0.05)
 
     found: dict[str, Any] = {"job": await subject.meter.cost(order, JOBS_OF_A_ROUND, by_beats=False)}
@@ -209,9 +209,13 @@ async def _jobs(subject: Subject) -> dict[str, Any]:
     return found | {"fetch": await subject.meter.cost(fetch, len(known))}
 
 
-async def _done(subject: Subject) -> float:
-    """Jobs that the replica has finished; asking it does not reach Redis."""
-    return (await subject.server.scrape()).value("stepdial_jobs_total", outcome="done")
+async def _ended(subject: Subject) -> float:
+    """Jobs that the replica has brought to an end; asking it does not reach Redis.
+
+    Those count that it takes for lost, since it does so, too, when it finishes a job while it asks whether it still has it.
+    """
+    found = await subject.server.scrape()
+    return sum(found.value("stepdial_jobs_total", outcome=outcome) for outcome in ("done", "failed", "lost"))
 
 
 async def _pending(subject: Subject) -> tuple[Pending, ...]:

@@ -13,6 +13,7 @@ from benchmarks.scale.sizing import (
     UTILISATION,
     Server,
     evaluations_per_request,
+    first_objective,
     in_flight,
     mixed,
     replicas_for,
@@ -43,9 +44,11 @@ def positions_table(frontier: Frontier, server: Server, utilisation: float) -> s
         times = (speed.alone_seconds, steps * speed.wave_seconds(speed.batch))
         rates = (speed.images_per_second, capacity, planned, steps * planned)
         hours = MILLION / planned / 3600
-        rows.append([str(steps), *(f"{1000 * time:,.0f} ms" for time in times), *map(_few, rates), _few(hours)])
+        cells = [f"{1000 * time:,.0f} ms" for time in times]
+        rows.append([str(steps), *cells, f"{first_objective(speed):g} s", *map(_few, rates), _few(hours)])
     head = [
-        "steps", "one image alone", "one image in full waves", "images/s (frontier)", "requests/s, with HTTP and encoding",
+        "steps", "one image alone", "one image in full waves", "first objective", "images/s (frontier)",
+        "requests/s, with HTTP and encoding",
         f"planned requests/s ({utilisation:.0%})", "evaluations/s then", "replica-hours per million images then",
     ]  # fmt: skip
     shared = f" of {server.cores} cores, which waves use too" if server.cores else " of the event loop"
@@ -133,6 +136,28 @@ def _others(facts: Facts) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def short_list(facts: Facts) -> str:
+    """Return what comes first when a fleet grows, in a few lines."""
+    costs, traffic = facts.costs, facts.traffic()
+    parts = sorted(components(costs, traffic, Limits()), key=lambda part: part.saturates_at)
+    thread = next(part for part in parts if part.quadratic or part.name == "Redis: main thread")
+    requests = costs.balancer.request_cpu_seconds.mean
+    idle = costs.idle_replica.cpu_seconds.mean
+    first = "; then ".join(
+        f"{p.name.replace(': ', ', ')} ({_amount(p.limit, p.unit)}), at {_replicas(p.saturates_at)}" for p in parts[:3]
+    )
+    lines = [
+        f"Reached first, in replicas of {traffic.rate:.0f} requests/s each: {first}.",
+        f"Redis's one thread: {1000 * idle:.1f} ms a second of each replica that has nothing to do, "
+        f"{1e6 * costs.limited_hit.cpu_seconds.mean:.0f} µs of a request that is charged and answered from the cache, "
+        f"{1000 * costs.job.cpu_seconds.mean:.2f} ms of a job; {_share(thread.share(10))} of it is taken by 10 such replicas.",
+        f"The balancer: one core for {1 / requests:,.0f} requests/s. Checks of one balancer take "
+        f"{_share(1000 * costs.balancer.check_cpu_seconds.mean)} of a core for 1,000 replicas.",
+        f"Prometheus: {series_per_replica(costs, traffic.positions):,.0f} series of each replica.",
+    ]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
 def fleet_table(facts: Facts) -> str:
     """Return what fleets take of everything that is shared."""
     traffic, limits = facts.traffic(), Limits()
@@ -210,6 +235,7 @@ def _traffic(facts: Facts) -> str:
 
 
 TABLES = {
+    "short": short_list,
     "sizing": sizing_table,
     "costs": costs_table,
     "fleet": fleet_table,

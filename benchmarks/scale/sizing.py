@@ -56,6 +56,18 @@ class Server:
         return 1 / (1 / images_per_second + self.overhead_seconds / self.cores)
 
 
+BUCKETS = tuple(float(f"{0.001 * 1.5**power:.3g}") for power in range(32))
+"""Seconds in which the server counts latencies: an objective between two of them could only be guessed at."""
+GENEROUS = 3
+"""A first objective, as a multiple of the time that an image takes in full waves."""
+
+
+def first_objective(speed: Speed) -> float:
+    """Return a latency objective to begin with, in seconds: the next bucket's bound, infinite beyond the last."""
+    wanted = GENEROUS * speed.steps * speed.wave_seconds(speed.batch)
+    return next((bound for bound in BUCKETS if bound >= wanted), math.inf)
+
+
 def mixed(speeds: Mapping[int, Speed], mix: Mapping[int, float]) -> float:
     """Return the images a second of a mix of positions, each in full waves of its own: the weighted harmonic mean.
 

@@ -22,7 +22,7 @@ from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 DISK_MIB = 8
 """Size of each disk that can be filled."""
-REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy noeviction'
+REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy volatile-lru'
 """As in docker-compose.yml."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 """Where HAProxy is on Debian, whoever one is."""

@@ -6,13 +6,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from benchmarks.load.summary import Spread
 from deploy.drills.result import DrillResult
 from deploy.drills.settings import DrillName
 
 MARKED = re.compile(r"(<!-- drills -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = (
     "| drill | on | requests | refused | failed | sent again by the balancer | jobs | orders sent again | begun again | lost "
-    "| other bytes | disturbed for | whole after | promises |"
+    "| other bytes | half answered within, before / during / after | broken for | whole after | promises |"
+)
+
+INTRODUCTION = (
+    "How they are run and what each proves: [drills.md](drills.md). Refused: told when to come again (503 or 429 with "
+    "Retry-After). "
+    "Lost: jobs that were accepted and never came, or only because they were ordered again.\n\n"
 )
 
 
@@ -27,8 +34,8 @@ def drill_table(folder: Path) -> str:
     order = get_args(DrillName)
     results = [DrillResult.model_validate_json(file.read_text()) for file in folder.glob("*.json")]
     results.sort(key=lambda result: (order.index(result.check), result.stack))
-    rows = [HEAD, "|---|---|" + 11 * "---:|" + "---|", *map(_row, results)]
-    return "\n".join(rows) + "\n\n" + "\n".join(_how(results)) + "\n"
+    rows = [HEAD, "|---|---|" + 12 * "---:|" + "---|", *map(_row, results)]
+    return INTRODUCTION + "\n".join(rows) + "\n\n" + "\n".join(_how(results)) + "\n"
 
 
 def _row(result: DrillResult) -> str:
@@ -46,11 +53,16 @@ def _row(result: DrillResult) -> str:
         str(jobs.begun_again),
         str(jobs.lost),
         str(jobs.different + jobs.wrong),
-        f"{recovery.disturbed:.1f} s",
+        " / ".join(_median(requests.latency_ms.get(phase)) for phase in ("before", "during", "after")),
+        f"{recovery.broken:.1f} s",
         f"{recovery.whole:.1f} s",
         "kept" if result.kept else "**broken**",
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _median(latency: Spread | None) -> str:
+    return f"{latency.p50 / 1000:.1f} s" if latency else ""
 
 
 def _how(results: Sequence[DrillResult]) -> Iterable[str]:
@@ -60,7 +72,8 @@ def _how(results: Sequence[DrillResult]) -> Iterable[str]:
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         about = (
             f"{result.replicas} replicas of {result.family} ({result.server['device']}), on {result.machine}; {versions}; "
-            f"commit {result.commit}; `{result.command}`" + (f". {result.note}" if result.note else "")
+            f"commit {result.commit}; `{result.command.split(' --note ')[0]}`"
+            + (f". {result.note}" if result.note else "")
         )
         ways[f"{result.stack}: {about}"].append(f"`{result.check}`")
     for about, names in ways.items():

@@ -101,7 +101,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     for title, place in axes.items():
         place.set_title(title, fontsize=11)
     replicas = ", ".join(f"{server['replicas']:g} × {server['device']}" for server in result["servers"])
-    figure.suptitle(f"{result['model']} on {replicas}; {result['note']}", fontsize=10)
+    figure.suptitle(f"{result['model']} on {replicas}, {result['measured_at'][:10]}", fontsize=10)
     figure.savefig(out, dpi=100)
 
 

@@ -1,7 +1,11 @@
-"""Weigh the image and time its start: `make image-weigh` writes deploy/image/result.json."""
+"""Weigh an image and time its start: `make image-weigh` writes deploy/image/result.json.
+
+weigh.py IMAGE [OTHER ...]   the others are weighed whole, and not started
+"""
 
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -10,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from diffusion import provenance
 
@@ -23,8 +28,8 @@ def docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
-def layers(image: str) -> list[dict[str, str | int]]:
-    """Return the layers of an image, the lowest first: what made each, its bytes, and its bytes compressed with gzip."""
+def layers(image: str, base: str) -> list[dict[str, str | int]]:
+    """Return the layers of an image, its base's as one: what made each, its bytes, and its bytes compressed with gzip."""
     with tempfile.NamedTemporaryFile() as file:
         subprocess.run(["docker", "save", image], stdout=file, check=True)
         with tarfile.open(file.name) as archive:
@@ -32,10 +37,18 @@ def layers(image: str) -> list[dict[str, str | int]]:
             history = json.loads(member(archive, manifest["Config"]))["history"]
             made = [step.get("created_by") or "base" for step in history if not step.get("empty_layer")]
             contents = (member(archive, name) for name in manifest["Layers"])
-            return [
+            found: list[dict[str, str | int]] = [
                 {"layer": what.removesuffix(" # buildkit"), "bytes": len(tar), "gzip_bytes": len(gzip.compress(tar, 6))}
                 for what, tar in zip(made, contents, strict=True)
             ]
+    below = len(inspect(base)["RootFS"]["Layers"])
+    size, pulled = (sum(int(layer[kind]) for layer in found[:below]) for kind in ("bytes", "gzip_bytes"))
+    return [{"layer": base, "bytes": size, "gzip_bytes": pulled}, *found[below:]]
+
+
+def inspect(image: str) -> dict[str, Any]:
+    """Return what Docker says of an image."""
+    return json.loads(docker("image", "inspect", image))[0]
 
 
 def member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -73,17 +86,18 @@ def get(url: str) -> bytes | None:
 
 
 def main() -> None:
-    """Weigh the image that the first argument names."""
-    image = sys.argv[1]
-    found = json.loads(docker("image", "inspect", image))[0]
+    """Weigh the images that the arguments name, and start the first."""
+    image, *others = sys.argv[1:]
+    found = inspect(image)
+    labels, base = found["Config"]["Labels"], found["Config"]["Labels"]["org.opencontainers.image.base.name"]
     result = {
-        "command": "make image-weigh",
+        "command": shlex.join(["python", *sys.argv]),
         "at": provenance.now(),
-        "commit": found["Config"]["Labels"]["org.opencontainers.image.revision"],
+        "commit": labels["org.opencontainers.image.revision"],
         "docker": docker("version", "--format={{.Server.Version}}"),
-        "base": found["Config"]["Labels"]["org.opencontainers.image.base.name"],
         "bytes": found["Size"],
-        "layers": layers(image),
+        "layers": layers(image, base),
+        "others": {other: inspect(other)["Size"] for other in others},
         "starts": [start(image) for _ in range(STARTS)],
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

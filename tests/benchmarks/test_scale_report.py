@@ -11,7 +11,7 @@ import pytest
 from benchmarks.scale.commands import COSTS, SHAPES, TRIALS
 from benchmarks.scale.facts import Facts, read_facts
 from benchmarks.scale.report import TABLES, load_lines, write_tables
-from benchmarks.scale.sizing import MIX, Server, mixed
+from benchmarks.scale.sizing import MIX, UTILISATION, Server, first_objective, mixed
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "docs" / "operations.md", ROOT / "docs" / "scale.md"]
@@ -32,6 +32,13 @@ def test_every_table_stands_in_a_document_as_the_result_files_say(facts: Facts):
 
 def test_queueing_was_simulated_with_the_speeds_that_the_frontier_has_now(facts: Facts):
     assert facts.trials.capacity == pytest.approx(mixed(facts.speeds, MIX)), "make scale"
+
+
+def test_first_objectives_hold_at_the_planned_load_as_far_as_it_was_simulated(facts: Facts):
+    planned = [t for t in facts.trials.trials if t.load == UTILISATION and t.room is None and t.policy == "leastconn"]
+    assert {trial.replicas for trial in planned} == {1, 10, 100}
+    for trial in planned:
+        assert all(times.p99 / 1000 <= first_objective(facts.speeds[steps]) for steps, times in trial.by_steps.items())
 
 
 def test_a_report_is_the_same_when_it_is_written_again(facts: Facts, tmp_path: Path):
@@ -73,14 +80,15 @@ def test_the_command_sizes_a_fleet_for_a_newcomer():
 @pytest.mark.parametrize(
     ("arguments", "sentence", "status"),
     [
-        (["--mix", "auto"], "auto is no position", 2),
-        (["--mix", "9"], "not measured: 9 steps; measured are 1, 2", 1),
-        (["--utilisation", "1.5"], "utilisation", 2),
-        (["--family", "nowhere"], "nowhere", 1),
+        (["size", "--mix", "auto"], "auto is no position", 2),
+        (["size", "--mix", "9"], "not measured: 9 steps; measured are 1, 2", 1),
+        (["size", "--utilisation", "1.5"], "utilisation", 2),
+        (["size", "--family", "nowhere"], "nowhere", 1),
+        ([], "say what: size", 2),
     ],
 )
 def test_the_command_says_in_a_sentence_what_is_wrong(arguments: list[str], sentence: str, status: int):
-    done = scale("size", *arguments)
+    done = scale(*arguments)
     assert (done.returncode, sentence in done.stderr, "Traceback" in done.stderr) == (status, True, False), done.stderr
 
 

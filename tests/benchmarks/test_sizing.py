@@ -7,14 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.scale.sizing import (
+    BUCKETS,
     Server,
     Speed,
     evaluations_per_request,
+    first_objective,
     in_flight,
     mixed,
     replicas_for,
     survivors,
 )
+from server.metrics import LATENCY_BUCKETS
 
 rates = st.floats(min_value=0.01, max_value=1e5)
 shares = st.floats(min_value=0.05, max_value=0.95)
@@ -64,6 +67,14 @@ def test_so_many_replicas_stay_below_the_plan_and_survive_the_loss_of_the_spare_
     fewer = replicas - 1
     enough = fewer >= 1 + spare and rate <= capacity * fewer * utilisation and rate <= capacity * (fewer - spare)
     assert not enough
+
+
+def test_a_first_objective_is_a_bound_of_the_servers_buckets_and_not_below_what_is_wanted():
+    assert BUCKETS == LATENCY_BUCKETS
+    assert (
+        first_objective(speed(1, 160)) == 0.438
+    )  # 16 images in 0.1 s, three times that is 0.3 s, above the bound of 0.292
+    assert math.isinf(first_objective(speed(512, 0.001)))
 
 
 def test_nobody_is_left_when_all_replicas_are_lost():

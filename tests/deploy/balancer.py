@@ -33,6 +33,8 @@ class Balancer:
         """folder: where the file that names the replicas may be written."""
         self._ports = [free_port(), free_port()]
         self.url, self._admin = (f"http://127.0.0.1:{port}" for port in self._ports)
+        self.scraped = f"127.0.0.1:{self._ports[1]}"
+        """Host and port of its metrics."""
         servers = "".join(f"    server replica{n} 127.0.0.1:{port}\n" for n, port in enumerate(ports, 1))
         self._replicas = folder / "replicas.cfg"
         self._replicas.write_text("backend stepdial from replicas\n" + servers)

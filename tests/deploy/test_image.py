@@ -108,6 +108,24 @@ def test_only_what_is_named_travels_to_the_builder_and_all_that_is_copied_is_nam
     assert sources <= named and "deploy/image/*.txt" in named
 
 
+def test_the_documented_sizes_are_those_that_were_measured() -> None:
+    result = json.loads((ROOT / "deploy" / "image" / "result.json").read_text())
+    text = " ".join((ROOT / "docs" / "containers.md").read_text().split())
+    base, _, torch, libraries, family, _, code = [
+        (entry["bytes"] / 1e6, entry["gzip_bytes"] / 1e6) for entry in result["layers"]
+    ]
+    rows = {"base": base, "PyTorch": torch, "other packages": libraries, "bundled family": family}
+    assert [row for row, (size, pull) in rows.items() if f"| {row} | {size:.0f} | {pull:.0f} |" not in text] == []
+    assert f"| code | {code[0]:.1f} | {code[1]:.1f} |" in text
+    size, pulled = (sum(entry[kind] for entry in result["layers"]) / 1e6 for kind in ("bytes", "gzip_bytes"))
+    assert f"| **{size:,.0f}** | **{pulled:.0f}** |" in text
+    cuda, training = (size / 1e6 for size in result["others"].values())
+    assert f"The CUDA image has {cuda:,.0f} MB, the CPU training image {training:,.0f} MB" in text
+    spent = sorted(entry["cpu_seconds"] for entry in result["starts"])
+    assert f"{spent[0]:.1f} to {spent[-1]:.1f} seconds of processor time" in text
+    assert f"{max(entry['peak_memory_bytes'] for entry in result['starts']) / 1e6:.0f} MB of memory" in text
+
+
 WITHOUT = """
 import sys
 

@@ -108,7 +108,7 @@ def test_redis_starts_by_the_manifests_command_asks_for_the_password_and_keeps_w
             with pytest.raises(redis.AuthenticationError):
                 redis.Redis(port=port, protocol=2).get("kept")
             client = redis.Redis(port=port, password=password, protocol=2)
-            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lru"}
             if beginning:
                 client.set("kept", "yes")
             assert client.get("kept") == b"yes"

@@ -1,5 +1,6 @@
 """What Prometheus, Alertmanager and Grafana are given: it parses, fits together, and names nothing that does not exist."""
 
+import json
 import re
 from collections import Counter
 from itertools import combinations
@@ -80,6 +81,11 @@ def test_an_alert_says_how_bad_it_is_what_is_wrong_and_where_to_read_on(rule: di
     assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
+def test_every_alert_has_its_place_in_the_operations_guide() -> None:
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    assert {rule["alert"] for rule in alerts()} <= set(headings)
+
+
 def test_the_documents_list_every_alert_as_it_is() -> None:
     rows = re.findall(r"^\| (Stepdial\w+) \| (\w+) \| ([\w ]+) \|", (ROOT / "docs/dashboards.md").read_text(), re.M)
     spelt = {"0m": "at once", "1h": "1 h"}
@@ -95,6 +101,14 @@ def test_the_documents_list_every_panel_and_what_it_answers() -> None:
         section = text.split(f"\n## {dashboard(file)['title']}\n")[1].split("\n## ")[0]
         rows = re.findall(r"^\| ([^|*]+) \| ([^|]+\?) \|$", section, re.M)
         assert rows == [(panel["title"], panel["description"].partition("?")[0] + "?") for panel in panels(file)]
+
+
+def test_the_picture_of_the_documents_says_how_it_came_about() -> None:
+    found = json.loads((ROOT / "benchmarks/results/panels-shapes.json").read_text())
+    assert len(found["panels"]) == 6 and all(series for panel in found["panels"].values() for series in panel.values())
+    assert "draw.py" in found["command"] and found["note"] and found["measured_at"] and found["prometheus"]
+    assert all(server["commit"] != "unknown" and server["device"] for server in found["servers"])
+    assert found["note"] in " ".join((ROOT / "docs/dashboards.md").read_text().split())
 
 
 def test_the_time_of_an_objective_is_the_bound_of_a_bucket() -> None:

@@ -1,6 +1,9 @@
 """Every expression of deploy/, evaluated by a real Prometheus that scrapes a real server and a real balancer under traffic."""
 
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +11,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
+from tests.deploy.balancer import Balancer
 from tests.deploy.expressions import (
     DASHBOARDS,
     Query,
@@ -21,14 +26,13 @@ from tests.deploy.expressions import (
     rules,
 )
 from tests.deploy.traffic import Traffic
-from tests.deploy.watchers import Balancer, Prometheus, checked
-from tests.server.conftest import family_folder  # noqa: F401
-from tests.server.processes import ServerProcess
+from tests.deploy.watchers import Prometheus, checked
+from tests.server.processes import ROOT, ServerProcess
 from tests.server.redis_server import free_port
 
 VARIABLES = {
     "job": "stepdial", "instance": ".*", "model": "tiny", "steps": ".*", "metric": "frechet", "price": "1",
-    "__rate_interval": "1m", "__range": "1m",
+    "__rate_interval": "10m", "__range": "10m",
 }  # fmt: skip
 """What stands for Grafana's variables."""
 SCRAPES = 2.5
@@ -40,7 +44,7 @@ SLOW = {f"Stepdial{name}" for name in ("LatencyOverObjective", "LatencyBudgetBur
 
 
 @pytest.fixture(scope="module")
-def served(family_folder: Path) -> Iterator[tuple[ServerProcess, str]]:  # noqa: F811
+def served(family_folder: Path) -> Iterator[tuple[ServerProcess, str]]:
     """A server with metrics on a port of their own, and that port's address."""
     port = free_port()
     ports = ["--admin-port", str(port), "--cache-bytes", "1000000"]
@@ -54,10 +58,10 @@ def prometheus(served: tuple[ServerProcess, str], tmp_path_factory: pytest.TempP
     server, scraped = served
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        Balancer(folder, [server.url.removeprefix("http://")]) as balancer,
-        Prometheus(folder, {"stepdial": [scraped], "haproxy": [balancer.admin]}) as prometheus,
+        Balancer(folder, [int(server.url.rpartition(":")[2])]) as balancer,
+        Prometheus(folder, {"stepdial": [scraped], "haproxy": [balancer.scraped]}) as prometheus,
     ):
-        traffic = Traffic(f"http://{balancer.address}")
+        traffic = Traffic(balancer.url)
         for _ in range(2):
             time.sleep(SCRAPES)
             traffic.round()
@@ -124,3 +128,17 @@ def test_promtool_finds_no_fault_with_the_servers_metrics(served: tuple[ServerPr
     ours = [part for part in parts if part.startswith("# HELP stepdial_")]
     checked("promtool", "check", "metrics", stdin="".join(ours))
     assert len(ours) > 30
+
+
+def test_the_picture_of_the_documents_is_drawn_from_the_same_expressions(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    result, picture = tmp_path / "result.json", tmp_path / "picture.png"
+    command = [sys.executable, ROOT / "deploy/grafana/draw.py", "--result", result, "--out", picture]
+    asked = ["--prometheus", prometheus.url, "--model", "tiny", "--range", "10m", "--note", "a test"]
+    subprocess.run([*command, *asked], check=True, timeout=120)
+    found = json.loads(result.read_text())
+    assert len(found["panels"]) == 6 and all(series for panel in found["panels"].values() for series in panel.values())
+    assert found["servers"][0]["replicas"] == 1 and found["note"] == "a test"
+    with Image.open(picture) as image:
+        assert image.width > 1000

@@ -5,18 +5,25 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 
+from server.ending import JOIN_SECONDS
 from server.settings import Settings
+from tests.deploy.clients import Clients
 from tests.server.processes import ROOT
+from tests.server.redis_server import free_port
 
 COMPOSE = ROOT / "docker-compose.yml"
 GPU = ROOT / "docker-compose.gpu.yml"
@@ -24,6 +31,9 @@ STACK = yaml.safe_load(COMPOSE.read_text())
 SECRETS = {"REDIS_PASSWORD": "secret", "GRAFANA_PASSWORD": "secret"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMED = {"ids": lambda service: service}
+GRAFANA = STACK["services"]["grafana"]["image"]
+PATIENCE = 900
+"""Seconds that containers may take to be ready, or to do what a test waits for."""
 
 
 def compose(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -99,7 +109,9 @@ def test_only_the_balancer_and_those_who_watch_are_published_and_redis_and_repli
 
 def test_a_replica_has_the_time_to_finish_before_it_is_killed() -> None:
     grace = int(STACK["services"]["stepdial"]["stop_grace_period"].rstrip("s"))
-    assert grace > Settings.model_fields["shutdown_timeout_seconds"].default
+    delay = STACK["services"]["stepdial"]["environment"]["STEPDIAL_SHUTDOWN_DELAY_SECONDS"]
+    assert delay >= 3  # checks of the balancer that a replica which leaves has to fail
+    assert grace > delay + Settings.model_fields["shutdown_timeout_seconds"].default + JOIN_SECONDS
 
 
 def test_the_compose_files_keep_to_the_specification() -> None:
@@ -156,3 +168,202 @@ def test_the_script_of_the_rolling_update_can_be_read() -> None:
     done = subprocess.run([ROOT / "deploy" / "roll.sh"], env={"PATH": os.environ["PATH"], "COMPOSE": "true"},
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 1 and "no container of the service stepdial runs" in done.stderr
+
+
+class Stack:
+    """The stack, with ports and a network of its own, of the small family; as a context manager it is up within the block."""
+
+    def __init__(self, folder: Path, name: str, services: Sequence[str], **environment: str):
+        """folder: where a file that keeps the containers to some cores may be written; name: of the Compose project."""
+        self._services = services
+        ports = {part: free_port() for part in ("STEPDIAL", "PROMETHEUS", "ALERTMANAGER", "GRAFANA")}
+        self.url, self.prometheus = (f"http://127.0.0.1:{ports[part]}" for part in ("STEPDIAL", "PROMETHEUS"))
+        published = {f"{part}_PUBLISH": f"127.0.0.1:{port}" for part, port in ports.items()}
+        own = {"STEPDIAL_FAMILY": "/families/digits", "BACK_SUBNET": "172.30.81.0/24"}
+        self._environment = SECRETS | published | own | environment
+        cores = folder / "cores.yml"
+        cpuset = {"cpuset": os.environ["STACK_CPUSET"]} if "STACK_CPUSET" in os.environ else {}
+        cores.write_text(yaml.safe_dump({"services": {service: cpuset for service in STACK["services"]}}))
+        self._files = ["-p", name, "-f", str(COMPOSE), "-f", str(cores)]
+
+    def __enter__(self) -> "Stack":
+        self.up()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.compose("down", "--volumes", "--timeout", "40", "--remove-orphans")
+
+    def compose(self, *arguments: str) -> str:
+        """Run docker compose on it and return what it prints."""
+        done = compose(*self._files, *arguments, **self._environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def up(self, *arguments: str) -> None:
+        """Bring up what is not up, and wait for it."""
+        started = ["up", "--detach", "--wait", "--wait-timeout", str(PATIENCE), "--no-build"]
+        self.compose(*started, *arguments, *self._services)
+
+    def replicas(self) -> list[str]:
+        """The containers of the replicas."""
+        return self.compose("ps", "--quiet", "stepdial").split()
+
+    def serving(self) -> int:
+        """How many replicas the balancer sends requests to."""
+        page = "http://127.0.0.1:8404/metrics"
+        fetch = f"wget -qO- {page} 2>/dev/null || curl -fs {page}"
+        metrics = self.compose("exec", "-T", "balancer", "sh", "-c", fetch)
+        found = re.search(r'^haproxy_backend_active_servers{proxy="stepdial"} (\d+)$', metrics, re.MULTILINE)
+        assert found, metrics
+        return int(found[1])
+
+    def query(self, expression: str) -> list[float]:
+        """The values of an expression in Prometheus."""
+        answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return [float(found["value"][1]) for found in answer.json()["data"]["result"]]
+
+    def roll(self) -> "subprocess.CompletedProcess[str]":
+        """Run the rolling update."""
+        command = shlex.join(["docker", "compose", "--env-file", "/dev/null", *self._files])
+        environment = os.environ | self._environment | {"COMPOSE": command, "READY_SECONDS": str(PATIENCE)}
+        return subprocess.run([ROOT / "deploy" / "roll.sh"], env=environment, capture_output=True, text=True)
+
+
+def docker(*arguments: str) -> str:
+    """Run docker and return what it prints."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, but not for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.5)
+
+
+def needs_docker() -> None:
+    """Skip where no Docker daemon answers or the image is not built, but never in CI."""
+    image = f"stepdial:{PROJECT['version']}"
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode
+    ):
+        assert os.environ.get("CI") != "true", f"no Docker, or no image {image}: in CI the stack must be tested"
+        pytest.skip(f"no Docker daemon, or no image {image} (make image): the stack was not tested")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole stack; without Grafana, and saying so, where its image cannot be had."""
+    needs_docker()
+    services = ["balancer", "prometheus", "alertmanager"]
+    had = [["docker", "image", "inspect", GRAFANA], ["docker", "pull", GRAFANA]]
+    if any(subprocess.run(command, capture_output=True).returncode == 0 for command in had):
+        services.append("grafana")
+    else:
+        print(f"{GRAFANA} cannot be had: the stack is tested without it")
+    with Stack(tmp_path_factory.mktemp("stack"), "stepdial-test", services) as stack:
+        yield stack
+
+
+def clients(stack: Stack) -> Clients:
+    """Clients of the balancer."""
+    return Clients(stack.url, {"label": "3"}, steps=(1, 2, 4, 8, 16))
+
+
+@pytest.mark.slow
+def test_every_position_of_the_dial_is_drawn_through_the_balancer(stack: Stack) -> None:
+    positions = [
+        p["steps"] for p in httpx2.get(f"{stack.url}/models").json()["data"][0]["positions"] if p["steps"] <= 64
+    ]
+    assert len(positions) > 5
+    for steps in positions:
+        answer = httpx2.post(f"{stack.url}/generate", json={"label": "3", "steps": steps, "seed": 1}, timeout=150)
+        assert answer.status_code == 200 and answer.json()["steps_used"] == steps
+    assert httpx2.get(f"{stack.url}/metrics").status_code == 404
+
+
+@pytest.mark.slow
+def test_prometheus_finds_the_replicas_by_name_and_scrapes_everything(stack: Stack) -> None:
+    eventually(lambda: sorted(stack.query("count by (job) (up == 1)")) == [1, 1, 1, 2])
+    eventually(lambda: stack.query("sum(stepdial_ready)") == [2])
+    eventually(lambda: stack.query('haproxy_backend_active_servers{proxy="stepdial"}') == [2])
+    assert stack.query("prometheus_notifications_alertmanagers_discovered") == [1]
+    assert stack.query("prometheus_rule_group_last_evaluation_samples > 0")
+
+
+@pytest.mark.slow
+def test_containers_have_the_rights_that_the_file_gives_them(stack: Stack) -> None:
+    replica = stack.replicas()[0]
+    assert docker("exec", replica, "id", "-u") == "10001"
+    touched = subprocess.run(["docker", "exec", replica, "touch", "/app/x"], capture_output=True, text=True)
+    assert "Read-only file system" in touched.stderr
+    status = docker("exec", replica, "cat", "/proc/1/status")
+    assert re.search(r"^CapBnd:\s+0+$", status, re.MULTILINE) and re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+    assert SECRETS["REDIS_PASSWORD"] not in docker("top", stack.compose("ps", "--quiet", "redis"))
+    outside = "import socket; socket.create_connection(('192.0.2.1', 80), 2)"
+    assert subprocess.run(["docker", "exec", replica, "python", "-c", outside], capture_output=True).returncode
+
+
+@pytest.mark.slow
+def test_accepted_jobs_outlive_redis_and_are_drawn_by_all_replicas(stack: Stack) -> None:
+    with httpx2.Client(base_url=stack.url, timeout=150) as client:
+        wishes = [{"label": "3", "steps": 64, "n": 4, "seed": seed} for seed in range(20)]
+        orders = [client.post("/jobs", json=wish).json()["id"] for wish in wishes]
+        stack.compose("restart", "redis")
+        eventually(lambda: all(client.get(f"/jobs/{job}").json().get("state") == "done" for job in orders))
+    eventually(lambda: len(stack.query("stepdial_jobs_begun_total > 0")) >= 2)
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_takes_nothing_with_it(stack: Stack) -> None:
+    with clients(stack) as asking:
+        eventually(lambda: asking.asked > 10)
+        docker("kill", stack.replicas()[0])
+        asked = asking.asked
+        eventually(lambda: asking.asked > asked + 20)
+        stack.up()
+        eventually(lambda: stack.serving() == 2)
+    assert asking.failures == []
+
+
+@pytest.mark.slow
+def test_more_replicas_are_found_by_the_balancer_and_by_prometheus(stack: Stack) -> None:
+    with clients(stack) as asking:
+        stack.up("--no-recreate", "--scale", "stepdial=3")
+        eventually(lambda: stack.serving() == 3)
+        eventually(lambda: stack.query('count(up{job="stepdial"} == 1)') == [3])
+        stack.up("--no-recreate", "--scale", "stepdial=2")
+        eventually(lambda: stack.serving() == 2)
+    assert asking.failures == []
+
+
+@pytest.mark.slow
+def test_a_rolling_update_of_the_containers_fails_no_request_and_loses_no_job(stack: Stack) -> None:
+    before = stack.replicas()
+    with clients(stack) as asking:
+        eventually(lambda: asking.asked > 10)
+        done = stack.roll()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert asking.failures == [] and asking.asked > 20
+    assert len(stack.replicas()) == 2 and not set(stack.replicas()) & set(before)
+
+
+@pytest.mark.slow
+def test_keys_are_made_in_the_volume_that_replicas_read(stack: Stack) -> None:
+    assert re.fullmatch(r"sd_[\w-]{43}", stack.compose("run", "--rm", "keys", "add", "ann"))
+    assert stack.compose("run", "--rm", "keys", "list").startswith("ann\t")
+    docker("exec", stack.replicas()[0], "cat", "/keys/keys.json")
+
+
+@pytest.mark.slow
+def test_one_server_alone(tmp_path: Path) -> None:
+    needs_docker()
+    with Stack(tmp_path, "stepdial-test-alone", ["server"], BACK_SUBNET="172.30.82.0/24") as stack:
+        answer = httpx2.post(f"{stack.url}/generate", json={"label": "3", "steps": 4}, timeout=150)
+        assert answer.status_code == 200 and answer.json()["steps_used"] == 4
+        assert stack.compose("ps", "--services").split() == ["server"]

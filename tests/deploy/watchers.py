@@ -1,4 +1,4 @@
-"""A real Prometheus, Alertmanager and balancer for the tests, with the repository's own configuration."""
+"""A real Prometheus and Alertmanager for the tests, with the repository's own configuration."""
 
 import os
 import shutil
@@ -14,19 +14,17 @@ import pytest
 import yaml
 
 from tests.deploy.expressions import PROMETHEUS
-from tests.server.processes import ROOT, wait_until
+from tests.server.processes import wait_until
 from tests.server.redis_server import free_port
 
 
 def find(*names: str) -> str:
     """Return the first of these programs that is installed. Skips, but never in CI."""
     for name in names:
-        if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin"):
+        if found := shutil.which(name):
             return found
     assert os.environ.get("CI") != "true", f"no {names[0]}: in CI it must be tested"
-    pytest.skip(
-        f"no {names[0]} (Debian: apt-get install prometheus prometheus-alertmanager haproxy): it was not tested"
-    )
+    pytest.skip(f"no {names[0]} (Debian: apt-get install prometheus prometheus-alertmanager): it was not tested")
 
 
 def checked(*command: str | Path, stdin: str = "") -> str:
@@ -40,12 +38,12 @@ def checked(*command: str | Path, stdin: str = "") -> str:
 class Watcher:
     """A program with a web address of its own; as a context manager it answers on entry and is dead on exit."""
 
-    def __init__(self, command: Sequence[str | Path], url: str, ready: str, **environment: str):
-        self.url, self._ready = url, ready
+    def __init__(self, command: Sequence[str | Path], url: str):
+        self.url = url
         self.client = httpx2.Client(base_url=url, timeout=30)  # one for all requests: making one takes its time
         self._log = TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [*map(str, command)], env=os.environ | environment, stdout=self._log, stderr=subprocess.STDOUT
+            [*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
 
     def __enter__(self) -> Any:
@@ -63,7 +61,7 @@ class Watcher:
             self._log.seek(0)
             raise AssertionError(self._log.read())
         try:
-            return self.client.get(self._ready).status_code == 200
+            return self.client.get("/-/ready").status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -76,7 +74,7 @@ class Prometheus(Watcher):
         port, config = free_port(), folder / "prometheus.yml"
         config.write_text(yaml.safe_dump(_configuration(targets | {"prometheus": [f"127.0.0.1:{port}"]}, alertmanager)))
         command = [find("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-        super().__init__([*command, f"--web.listen-address=127.0.0.1:{port}"], f"http://127.0.0.1:{port}", "/-/ready")
+        super().__init__([*command, f"--web.listen-address=127.0.0.1:{port}"], f"http://127.0.0.1:{port}")
 
     def ask(self, path: str, **parameters: Any) -> Any:
         """Return what the API says. An expression that cannot be parsed or evaluated fails the test."""
@@ -107,21 +105,7 @@ class Alertmanager(Watcher):
         config.write_text(yaml.safe_dump(dict(configuration)))
         command = [find("prometheus-alertmanager", "alertmanager"), f"--config.file={config}"]
         flags = [f"--storage.path={folder / 'data'}", f"--web.listen-address={self.address}"]
-        super().__init__([*command, *flags, "--cluster.listen-address="], f"http://{self.address}", "/-/ready")
-
-
-class Balancer(Watcher):
-    """HAProxy with the repository's configuration in front of these replicas."""
-
-    def __init__(self, folder: Path, replicas: Sequence[str]):
-        """replicas: their addresses, host:port."""
-        self.address, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        servers = [f"    server replica{number} {address}\n" for number, address in enumerate(replicas, 1)]
-        (folder / "replicas.cfg").write_text("".join(["backend stepdial from replicas\n", *servers]))
-        files = [ROOT / "deploy" / "haproxy" / "haproxy.cfg", folder / "replicas.cfg"]
-        command = [find("haproxy"), "-db", *(part for file in files for part in ("-f", str(file)))]
-        bind = {"BALANCER_BIND": self.address, "BALANCER_ADMIN": self.admin}
-        super().__init__(command, f"http://{self.admin}", "/healthz", **bind)
+        super().__init__([*command, *flags, "--cluster.listen-address="], f"http://{self.address}")
 
 
 def _configuration(targets: Mapping[str, Sequence[str]], alertmanager: str | None) -> dict[str, Any]:

@@ -134,6 +134,52 @@ def test_a_job_that_this_version_cannot_read_is_left_for_another_and_the_next_is
     asyncio.run(scene())
 
 
+def test_a_job_that_was_deleted_behind_its_holders_back_is_lost_and_nothing_is_left_of_it(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url)
+        assert await taken(store) is None  # sets the store up
+        for name in "abc":
+            await store.add(accepted(name), None)
+            await taken(store)
+            redis_server.client.delete(JOB + name)
+        assert await renew(store, a=1) == {"a"}
+        assert not await store.finish("b", "done", Outcome(sizes=(3,)), [b"one"])
+        await store.give_back("c", attempted=False)
+        assert (await store.backlog()).jobs == 0 and not store._held
+        assert redis_server.client.keys(JOB + "*") == []
+
+    asyncio.run(scene())
+
+
+def test_jobs_that_have_ended_and_what_is_cached_may_be_evicted_but_never_one_that_has_not(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url)
+        assert await taken(store) is None  # sets the store up
+
+        def kept() -> set[str]:  # volatile-lru takes only keys with a time to live
+            keys = [key.decode() for key in redis_server.client.keys("*")]
+            return {key.removeprefix("{stepdial}:") for key in keys if redis_server.client.ttl(key) == -1}
+
+        for name in "abcd":
+            await store.add(accepted(name), f"key of {name}")
+        assert "waiting" in kept() and sum(key.startswith("key:") for key in kept()) == 4
+        assert await taken(store) == ("a", 1) and await taken(store) == ("b", 1)
+        await store.give_back("b", attempted=True)
+        assert await taken(store) == ("b", 2)
+        assert {"job:a", "job:b", "job:c", "job:d"} <= kept()
+        await store.finish("a", "done", Outcome(sizes=(3,)), [b"one"])
+        await store.finish("b", "failed", Outcome(), [])
+        await store.cancel("c")
+        await store.cancel("d")
+        assert kept() == {f"jobs:{HERE}", "editions", "orders"}
+
+    asyncio.run(scene())
+
+
 def test_a_job_that_nobody_ever_can_read_fails_in_the_end(redis_server: RedisServer) -> None:
     async def scene() -> None:
         store = redis_jobs(redis_server.url, orphan=LEASE)

@@ -96,5 +96,5 @@ def test_the_metrics_move(desk: Desk) -> None:
         assert value(desk, name, **labels) > old, (name, labels)
     assert value(desk, "stepdial_ready") == 1
     assert value(desk, "stepdial_pending_evaluations_limit") == desk.settings.max_evaluations
-    assert value(desk, "stepdial_student_quality", steps="4", metric="frechet") == 12.0
+    assert value(desk, "stepdial_student_quality", model="tiny", steps="4", metric="frechet") == 12.0
     assert value(desk, "stepdial_student_info", network="student-4") == 1
