@@ -24,7 +24,7 @@ from benchmarks.scale import edges
 from benchmarks.scale.costs import Balancer, Connections, Costs, Memory, Pending, Redis, Replica
 from benchmarks.scale.meter import Count, Meter
 from benchmarks.scale.processes import cpu_seconds, free_port, started
-from benchmarks.scale.visitor import AT_ONCE, Body, Disturbed, Visitor, each, end
+from benchmarks.scale.visitor import AT_ONCE, Body, Disturbed, Visitor, each, end, undisturbed
 from diffusion import provenance
 
 STREAMS, GROUP = "{stepdial}:jobs*", "replicas"
@@ -90,6 +90,13 @@ class Subject:
         """So many requests for images that nobody has drawn."""
         _, wish = self.server.wishes(str(steps), seed=0).next()
         return [wish | {"seed": next(self.seeds)} for _ in range(number)]
+
+    async def kept(self, number: int) -> list[Body]:
+        """So many requests for images that the cache has."""
+        bodies = self.bodies(number)
+        await self.drawn(bodies, cached=None)
+        await undisturbed(lambda: self.drawn(bodies, cached=True))
+        return bodies
 
     async def drawn(self, bodies: Sequence[Body], visitor: Visitor | None = None, *, cached: bool | None) -> None:
         """Have these drawn, and make sure where the images came from."""
@@ -180,8 +187,7 @@ async def _requests(subject: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {"miss": await meter.cost(miss, REQUESTS)}
     images = len(await meter.client.keys("*result*")) - kept
     found["cached_image_bytes"] = (await _memory_used(subject) - before) / images
-    known = subject.bodies(REQUESTS)
-    await subject.drawn(known, cached=False)
+    known = await subject.kept(REQUESTS)
     found["hit"] = await meter.cost(lambda: subject.drawn(known, cached=True), REQUESTS)
     found["limited_hit"] = await meter.cost(lambda: subject.drawn(known, subject.limited, cached=True), REQUESTS)
     return found
@@ -269,13 +275,12 @@ async def _memory(subject: Subject, done_job: float, cached_image: float) -> Mem
 async def _replica(subject: Subject, start: tuple[int, int]) -> Replica:
     """What the replica itself takes."""
     free, (at_start, _) = subject.free, start
-    known = subject.bodies(REQUESTS)
-    await subject.drawn(known, cached=False)
+    known = await subject.kept(REQUESTS)
     idle = await _taken(subject, partial(asyncio.sleep, SECONDS))
     rest = idle.cpu_seconds / idle.seconds
 
     async def each_of(acts: Sequence[Act], at_once: int = AT_ONCE) -> float:
-        took = await _taken(subject, lambda: each(acts, at_once))
+        took = await undisturbed(lambda: _taken(subject, lambda: each(acts, at_once)))
         return (took.cpu_seconds - rest * took.seconds) / len(acts)
 
     hit = await each_of([partial(free.draw, body, cached=True) for body in known * 3])
@@ -305,8 +310,7 @@ async def _taken(subject: Subject, act: Act) -> Count:
 
 async def _balancer(bench: Bench, subject: Subject, configuration: Path) -> Balancer:
     """What the balancer takes for requests that are answered at once."""
-    known = subject.bodies(REQUESTS)
-    await subject.drawn(known, cached=False)
+    known = await subject.kept(REQUESTS)
 
     async def visit(url: str) -> None:
         async with Visitor(url, subject.free.key) as visitor:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 
 from redis.asyncio import Redis as Client
 
 from benchmarks.scale.costs import Measured, Redis
+from benchmarks.scale.visitor import end, undisturbed
 
 CPU = ("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
 ROUNDS = 5
@@ -90,8 +91,9 @@ class Meter:
 
     async def cost(self, act: Callable[[], Awaitable[None]], number: int, *, by_beats: bool = True) -> Redis:
         """Return what one of the `number` things takes that the action does; it is done several times. by_beats: see during."""
-        commands = await self._sent(act, by_beats=by_beats) / number
-        counts = [(await self.during(act, by_beats=by_beats)).over(number) for _ in range(ROUNDS)]
+        commands = await undisturbed(partial(self._sent, act, by_beats=by_beats)) / number
+        rounds = [await undisturbed(partial(self.during, act, by_beats=by_beats)) for _ in range(ROUNDS)]
+        counts = [found.over(number) for found in rounds]
         return _as_cost(counts, commands)
 
     async def cost_per_second(self, seconds: float, number: int = 1) -> Redis:
@@ -112,11 +114,11 @@ class Meter:
                     beats += command["command"].startswith("XLEN")
 
             listening = asyncio.create_task(listen())
-            await act()
-            await asyncio.sleep(SETTLE_SECONDS)
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            try:
+                await act()
+                await asyncio.sleep(SETTLE_SECONDS)
+            finally:
+                await end([listening])
         return sent - self._always_sent * self._times(time.perf_counter() - began, beats if by_beats else None)
 
 

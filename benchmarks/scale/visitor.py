@@ -4,16 +4,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 PATIENCE_SECONDS = 600
 """How long one request may take: the machine may be busy with something else."""
-AT_ONCE = 8
-"""Requests in flight: fewer than a replica opens connections to Redis."""
+AT_ONCE = 2
+"""Requests in flight, few enough that the replica always gets round to Redis's answer in the quarter second that it waits."""
+TRIES, REST_SECONDS = 8, 6.0
+"""How often something that was disturbed is tried again, and after how long: a replica leaves a late cache alone for 5 s."""
 
 
+T = TypeVar("T")
 Body = Mapping[str, Any]
 """What a request asks for."""
 
@@ -84,6 +87,16 @@ async def each(acts: Iterable[Callable[[], Awaitable[Any]]], at_once: int = AT_O
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(one())
+
+
+async def undisturbed(act: Callable[[], Awaitable[T]]) -> T:
+    """Do this until it is not disturbed, and return what it returns. Raises Disturbed where it always is."""
+    for _ in range(TRIES):
+        try:
+            return await act()
+        except* Disturbed:
+            await asyncio.sleep(REST_SECONDS)
+    raise Disturbed("the machine is too busy: it was disturbed each time")
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
