@@ -68,7 +68,7 @@ def test_twice_the_limit_carries_twice_the_replicas_where_nothing_is_quadratic(r
     traffic = Traffic(rate=rate, seconds=0.2)
     one, many = (
         part("Redis: memory", traffic),
-        part("Redis: memory", traffic, Limits(redis_bytes=times * Limits.redis_bytes)),
+        part("Redis: memory", traffic, Limits(redis_bytes=times * Limits().redis_bytes)),
     )
     assume(one.linear > 0)
     assert many.saturates_at == pytest.approx(times * one.saturates_at)
