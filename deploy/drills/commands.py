@@ -50,11 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _drills(settings, stopped: list[str]) -> int:  # type: ignore[no-untyped-def]
-<<<<<<< HEAD
-    """Run the drills on one stack; return the exit status. Raises CancelledError after a signal; its name is put into `stopped`."""
-=======
     """Run the drills on one stack; return the exit status. Raises CancelledError after a signal, whose name it notes."""
->>>>>>> drills
     from deploy.drills.compose import compose
     from deploy.drills.drill import drill
     from deploy.drills.loopback import loopback
