@@ -94,8 +94,12 @@ class Subject:
     async def kept(self, number: int) -> list[Body]:
         """So many requests for images that the cache has."""
         bodies = self.bodies(number)
-        await self.drawn(bodies, cached=None)
-        await undisturbed(lambda: self.drawn(bodies, cached=True))
+
+        async def fill() -> None:
+            await self.drawn(bodies, cached=None)
+            await self.drawn(bodies, cached=True)
+
+        await undisturbed(fill)
         return bodies
 
     async def drawn(self, bodies: Sequence[Body], visitor: Visitor | None = None, *, cached: bool | None) -> None:
