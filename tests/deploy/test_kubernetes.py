@@ -40,8 +40,8 @@ DEFINED_ELSEWHERE = {
     "gateway.networking.k8s.io/v1": {"Gateway", "HTTPRoute"},
 }
 """Kinds that Kubernetes itself does not know; tests/deploy/test_kubernetes_types.py checks them."""
-NOT_OURS = {"OMP_NUM_THREADS", "FORWARDED_ALLOW_IPS", "REDIS_PASSWORD", "REDISCLI_AUTH"}
-"""Variables that are read by PyTorch, uvicorn, the manifest itself and redis-cli."""
+NOT_OURS = {"OMP_NUM_THREADS", "REDIS_PASSWORD", "REDISCLI_AUTH"}
+"""Variables that are read by PyTorch, the manifest itself and redis-cli."""
 
 
 @pytest.fixture(params=[*OVERLAYS, *(f"with {name}" for name in COMPONENTS)])
@@ -87,8 +87,15 @@ def test_every_variable_is_a_setting_and_its_value_is_accepted(
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
-    for field in ours.keys() - {"families", "redis_url"}:
+    for field in ours.keys() - {"families", "redis_url", "trusted_proxies"}:
         assert str(getattr(settings, field)) == ours[field]
+    assert ",".join(map(str, settings.trusted_proxies)) == ours.get("trusted_proxies", "")
+
+
+def test_whose_word_is_taken_for_an_address_is_for_an_overlay_to_say() -> None:
+    named = {name: environment(overlay(name), serving(overlay(name))) for name in OVERLAYS}
+    assert {name for name, values in named.items() if "STEPDIAL_TRUSTED_PROXIES" in values} == {"everything"}
+    assert not any("FORWARDED_ALLOW_IPS" in values for values in named.values())
 
 
 def test_a_service_link_would_stop_the_server_so_there_are_none(

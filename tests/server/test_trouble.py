@@ -97,4 +97,4 @@ def test_the_metrics_move(desk: Desk) -> None:
     assert value(desk, "stepdial_ready") == 1
     assert value(desk, "stepdial_pending_evaluations_limit") == desk.settings.max_evaluations
     assert value(desk, "stepdial_student_quality", model="tiny", steps="4", metric="frechet") == 12.0
-    assert value(desk, "stepdial_student_info", network="student-4") == 1
+    assert value(desk, "stepdial_student_info", model="tiny", network="student-4") == 1
