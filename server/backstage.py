@@ -1,4 +1,4 @@
-"""The second port: metrics and administration away from those who draw."""
+"""The second port: health, metrics and administration away from those who draw."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from server.guards import guard
 from server.keys import Keyring
 from server.limits import Buckets
 from server.roster import Roster
-from server.routes import metrics_routes
+from server.routes import health_routes, metrics_routes
 from server.scheduler import Scheduler
 from server.settings import Settings
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Backstage:
-    """Metrics and administration on a port of their own.
+    """Health, metrics and administration on a port of their own.
 
     On a loopback address whoever is on the machine may administrate; on any other one a key with the scope `admin` is
     needed, and where there are no keys there is no administration.
@@ -45,6 +45,7 @@ class Backstage:
         errors.install(self._app)
         contract.describe(self._app)
         self._app.include_router(metrics_routes(scheduler))
+        self._app.include_router(health_routes(scheduler))
         if private or keyring:
             self._app.include_router(admin_routes(roster))
         guard(self._app, settings, keyring=None if private else keyring, limit=None, ledger=Buckets())

@@ -100,6 +100,7 @@ def leave_hung_threads(status: int) -> None:
     for thread in threads:
         thread.join(max(0.0, until - monotonic()))
     if any(thread.is_alive() for thread in threads):
-        log.critical("the device does not come back from a wave; ending without it")
+        # in an orderly end it is only the warm-up that nobody waits for any more
+        log.log(logging.CRITICAL if status else logging.WARNING, "the device is still at work; ending without it")
         logging.shutdown()
         os._exit(status)

@@ -43,6 +43,8 @@ class Hand:
     job: Job
     hops: dict[int, int] = field(default_factory=dict)
     """Number of the sample -> hops taken."""
+    ending: bool = False
+    """Whether the store is being told how it ended, and will answer itself whose the job is."""
     lost: bool = False
     """Whether somebody else decides about the job now: it was cancelled, or taken over."""
     task: asyncio.Task[None] | None = None
@@ -200,9 +202,10 @@ class Feeder:
                 self._note(error)
                 continue
             for hand in [self._hands[job_id] for job_id in lost if job_id in self._hands]:
-                hand.lost = True
-                if hand.task:
-                    hand.task.cancel()
+                if not hand.ending:  # else the end may have arrived before this beat, and the job is not lost but done
+                    hand.lost = True
+                    if hand.task:
+                        hand.task.cancel()
 
     async def _take_stock(self) -> None:
         """Tell how many jobs there are, and end those that nobody will ever draw."""
@@ -230,19 +233,19 @@ class Feeder:
         job = hand.job
         if job.attempts > self._max_attempts:
             sentence = f"it was begun {self._max_attempts} times, and each time the server that drew it ended"
-            return await self._fail(job, JobGivenUp(sentence))
+            return await self._fail(hand, JobGivenUp(sentence))
         try:
             outcome, files = await self._make(hand)
         except (DrawFailed, DeviceLost) as error:
             if job.attempts >= self._max_attempts:
-                return await self._fail(job, error)
+                return await self._fail(hand, error)
             log.warning("%s will be begun again: %s", job.id, error)
-            return await self._insist(lambda: self._store.give_back(job.id, attempted=True))
+            return await self._insist(hand, lambda: self._store.give_back(job.id, attempted=True))
         except EditionGone:  # unloaded a moment ago: whoever serves it takes the job
-            return await self._insist(lambda: self._store.give_back(job.id, attempted=False))
+            return await self._insist(hand, lambda: self._store.give_back(job.id, attempted=False))
         except Exception as error:
-            return await self._fail(job, error)
-        if await self._insist(lambda: self._store.finish(job.id, "done", outcome, files)):
+            return await self._fail(hand, error)
+        if await self._insist(hand, lambda: self._store.finish(job.id, "done", outcome, files)):
             metrics.JOBS.labels("done").inc()
         else:
             metrics.JOBS.labels("lost").inc()
@@ -263,15 +266,17 @@ class Feeder:
                 files = [picture.data for picture in pictures]
                 return Outcome(timings=timings, sizes=tuple(map(len, files))), files
 
-    async def _fail(self, job: Job, error: Exception) -> None:
+    async def _fail(self, hand: Hand, error: Exception) -> None:
+        job = hand.job
         known = answer_for(error).type != "internal-error"
         log.error("%s failed: %s", job.id, error, exc_info=None if known else error)
         outcome = Outcome(problem=problem_of(error))
-        if await self._insist(lambda: self._store.finish(job.id, "failed", outcome, ())):
+        if await self._insist(hand, lambda: self._store.finish(job.id, "failed", outcome, ())):
             metrics.JOBS.labels("failed").inc()
 
-    async def _insist(self, act: Callable[[], Awaitable[T]]) -> T:
-        """Do what needs the store, however long it is away; whoever ends us meanwhile cancels us."""
+    async def _insist(self, hand: Hand, act: Callable[[], Awaitable[T]]) -> T:
+        """Tell the store how a job ended, however long it is away; whoever ends us meanwhile cancels us."""
+        hand.ending = True
         while True:
             try:
                 return await act()

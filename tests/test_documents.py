@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from training.report import TABLES
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 FAMILIES = sorted(path.parent for path in (ROOT / "families").glob("*/family.json"))
+
+
+@cache
+def shown_help(command: str) -> str:
+    """What `stepdial COMMAND --help` prints."""
+    line = [sys.executable, ROOT / "stepdial.py", command, "--help"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
@@ -52,11 +60,8 @@ def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: 
         document.read_text(),
     )
     for command in {command for command, _ in lines}:
-        shown = subprocess.run(
-            [sys.executable, ROOT / "stepdial.py", command, "--help"], capture_output=True, text=True, check=True
-        ).stdout
         flags = {flag for name, rest in lines if name == command for flag in re.findall(r"(?<!\S)--[a-z-]+", rest)}
-        assert all(flag in shown for flag in flags), (command, flags)
+        assert all(flag in shown_help(command) for flag in flags), (command, flags)
 
 
 def test_every_command_of_the_makefile_exists_with_its_flags() -> None:
@@ -67,8 +72,5 @@ def test_every_command_of_the_makefile_exists_with_its_flags() -> None:
     lines = re.findall(r"bin/stepdial (\w+)([^;\n]*)", planned)
     assert {"train", "distill", "evaluate", "report", "sample", "curve", "serve"} == {command for command, _ in lines}
     for command in {command for command, _ in lines}:
-        shown = subprocess.run(
-            [sys.executable, ROOT / "stepdial.py", command, "--help"], capture_output=True, text=True, check=True
-        ).stdout
         flags = {flag for name, rest in lines if name == command for flag in re.findall(r"(?<!\S)--[a-z-]+", rest)}
-        assert all(flag in shown for flag in flags), (command, flags)
+        assert all(flag in shown_help(command) for flag in flags), (command, flags)

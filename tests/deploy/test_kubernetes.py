@@ -113,8 +113,9 @@ def test_ports_and_probes_are_the_servers(resources: list[Resource]) -> None:
     ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
     assert ports == {"http": values["STEPDIAL_PORT"], "metrics": values["STEPDIAL_ADMIN_PORT"]}
     paths = json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"]
-    for probe, path in {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}.items():
-        assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
+    asked = {"startup": ("/readyz", "http"), "readiness": ("/readyz", "http"), "liveness": ("/livez", "metrics")}
+    for probe, (path, port) in asked.items():
+        assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": port}
         assert "get" in paths[path]
 
 

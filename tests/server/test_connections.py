@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.server.desk import problem
@@ -19,13 +20,19 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\
 @pytest.fixture(scope="module")
 def server(family_folder: Path) -> Iterator[ServerProcess]:
     bounds = ["--receive-timeout-seconds", "0.5", "--send-timeout-seconds", "0.5", "--max-connections", "5"]
-    with serve_names(family_folder, bounds) as server:
+    with serve_names(family_folder, [*bounds, "--admin-port", "0"]) as server:
         yield server
 
 
 def connect(server: ServerProcess) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
+
+
+def backstage(server: ServerProcess) -> str:
+    """Where its second port is."""
+    line = next(line for line in server.lines if "administration are on port" in line)
+    return f"http://127.0.0.1:{line.split(' on port ')[1].split()[0]}"
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -129,6 +136,8 @@ def test_a_connection_too_many_is_a_503_and_the_next_one_after_a_close_is_served
     refused = everything(connect(server))
     assert refused.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in refused.lower()
     assert b"/problems/too-many-connections" in refused
+    for path in ("/livez", "/readyz"):  # on the second port a crowd is no hindrance to ask
+        assert httpx2.get(backstage(server) + path).status_code == 200
     for connection in held:
         connection.close()
     for _ in range(100):

@@ -1,14 +1,18 @@
 """Jobs over HTTP, in front of a device that draws names; the store in memory, and in a real Redis."""
 
+import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from diffusion.family import Family
+from server.jobs_memory import MemoryJobs
+from server.jobs_redis import RedisJobs
 from server.samples import Sample
 from tests.server.crowd import picture_of
 from tests.server.desk import WISH, Desk, blamed, pixels, problem, value
@@ -300,3 +304,24 @@ def test_two_servers_with_one_redis_share_jobs_keys_and_cancellation(family: Fam
         one.device.gate.set()
         other.device.gate.set()
         once(one, jobs[2], "done")
+
+
+def test_a_job_whose_end_is_slow_to_be_confirmed_counts_as_done_and_not_as_lost(
+    open_desk: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(finish: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+        async def finish_slowly(*arguments: Any) -> bool:
+            mine = await finish(*arguments)
+            await asyncio.sleep(1.2)  # at least two beats, in which the job is nobody's any more
+            return mine
+
+        return finish_slowly
+
+    for store in (MemoryJobs, RedisJobs):
+        monkeypatch.setattr(store, "finish", slowed(store.finish))
+    desk = open_desk()
+    done, lost = (partial(value, desk, "stepdial_jobs_total", outcome=outcome) for outcome in ("done", "lost"))
+    before = done(), lost()
+    once(desk, order(desk).json()["id"], "done")
+    wait_until(lambda: (done(), lost()) != before)
+    assert (done(), lost()) == (before[0] + 1, before[1])
