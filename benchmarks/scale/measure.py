@@ -263,6 +263,7 @@ async def _beside(subject: Subject, stream: bytes, jobs: int) -> Pending:
 
 async def _memory_used(subject: Subject) -> float:
     """Return the bytes that Redis holds, but for the buffers of its connections and its log."""
+    await asyncio.sleep(2)  # Redis takes stock of the buffers about once a second
     found = await subject.meter.client.info("memory")
     return float(found["used_memory"]) - found["mem_clients_normal"] - found["mem_aof_buffer"]
 
