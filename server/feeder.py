@@ -189,7 +189,7 @@ class Feeder:
 
     async def _renew(self) -> None:
         """Keep telling the store that this replica lives, how far its jobs are, and hear which it should drop."""
-        while True:
+        while not _is_cancelled():
             await asyncio.sleep(self._beat_seconds)
             metrics.JOBS_RUNNING.set(len(self._hands))
             try:
@@ -277,9 +277,16 @@ class Feeder:
     async def _insist(self, hand: Hand, act: Callable[[], Awaitable[T]]) -> T:
         """Tell the store how a job ended, however long it is away; whoever ends us meanwhile cancels us."""
         hand.ending = True
-        while True:
+        while not _is_cancelled():
             try:
                 return await act()
             except JobsUnavailable as error:
                 self._note(error)
                 await asyncio.sleep(RETRY_SECONDS)
+        raise asyncio.CancelledError
+
+
+def _is_cancelled() -> bool:
+    """Whether the task is to end. A cancellation that meets Redis's answer may be swallowed by its client, so loops ask."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -11,6 +11,8 @@ from benchmarks.scale.report import FASTER
 
 LARGEST = 10_000
 """Replicas at the right end."""
+STYLES = {"Redis": "--", "balancer": "-.", "Prometheus": ":"}
+"""Lines of what belongs to whom."""
 
 
 def fleet(facts: Facts, file: Path) -> None:
@@ -22,16 +24,8 @@ def fleet(facts: Facts, file: Path) -> None:
     replicas = np.geomspace(1, LARGEST, 200)
     for place, faster in zip(axes, (1, FASTER), strict=True):
         for number, part in enumerate(components(facts.costs, facts.traffic(faster), Limits())):
-            style = (
-                "-"
-                if part.quadratic
-                else "--"
-                if part.name.startswith("Redis")
-                else ":"
-                if "Prom" in part.name
-                else "-."
-            )
-            place.plot(replicas, [part.share(size) for size in replicas], style, color=f"C{number}", label=part.name)
+            shares = [part.share(size) for size in replicas]
+            place.plot(replicas, shares, STYLES[part.name.split(":")[0]], color=f"C{number}", label=part.name)
             if 1 <= part.saturates_at <= LARGEST:
                 place.plot(part.saturates_at, 1, "o", color=f"C{number}", markersize=5)
         rate = facts.traffic(faster).rate
@@ -76,6 +70,7 @@ def queueing(facts: Facts, file: Path) -> None:
 def _finish(axes: Any, title: str) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter(lambda x, _: f"{x:,g}" if f"{x:e}"[0] in "235" else "")
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("load, as a share of full waves")
     axes.set_title(title, fontsize=10)

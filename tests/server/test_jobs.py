@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -325,3 +327,23 @@ def test_a_job_whose_end_is_slow_to_be_confirmed_counts_as_done_and_not_as_lost(
     once(desk, order(desk).json()["id"], "done")
     wait_until(lambda: (done(), lost()) != before)
     assert (done(), lost()) == (before[0] + 1, before[1])
+
+
+def test_a_server_ends_though_its_store_swallows_the_cancellation_of_a_beat(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating = threading.Event()
+
+    async def renew_and_swallow(*_: Any) -> set[str]:
+        beating.set()
+        with suppress(asyncio.CancelledError):  # as redis-py does when its answer comes at the same moment
+            await asyncio.sleep(60)
+        return set()
+
+    monkeypatch.setattr(MemoryJobs, "renew", renew_and_swallow)
+    desk = Desk(family).__enter__()
+    assert beating.wait(30)
+    ending = threading.Thread(target=desk.__exit__, args=(None, None, None), daemon=True)
+    ending.start()
+    ending.join(20)
+    assert not ending.is_alive()
