@@ -41,7 +41,9 @@ SCRAPES = 2.5
 SLOW = {f"Stepdial{name}" for name in ("LatencyOverObjective", "LatencyBudgetBurnsFast", "LatencyBudgetBurnsSlowly",
                                        "Brownout", "Backlog", "JobsBacklogGrows", "CancelWaste")}  # fmt: skip
 """Alerts that are about to fire where a test's machine has little time for it."""
-LATE = {f"Stepdial{name}" for name in ("ErrorRatio", "ErrorBudgetBurnsFast", "ErrorBudgetBurnsSlowly", "BalancerErrors")}
+LATE = {
+    f"Stepdial{name}" for name in ("ErrorRatio", "ErrorBudgetBurnsFast", "ErrorBudgetBurnsSlowly", "BalancerErrors")
+}
 """Alerts that are about to fire, too, where it had so little that a request missed its deadline."""
 
 
