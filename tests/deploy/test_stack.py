@@ -191,7 +191,7 @@ class Stack:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.compose("down", "--volumes", "--timeout", "40", "--remove-orphans")
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "40", "--remove-orphans")
 
     def compose(self, *arguments: str) -> str:
         """Run docker compose on it and return what it prints."""
