@@ -93,6 +93,7 @@ def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = 
         indices=[entry.index],
         shape=family.manifest.shape,
         guidance=family.guidance(plan, guidance),
+        told=family.told(plan.members[0], guidance),
         variance=family.variance,
     )[0]
 
