@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from diffusion.uvit import PRESETS, Level, UViT, UViTConfig
 
