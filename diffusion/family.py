@@ -107,7 +107,9 @@ class Member(_Record):
             raise ValueError("the network of a student for the whole dial has segments, no other has")
         allowed = self.guidance_range
         if allowed and not allowed[0] <= self.guidance <= allowed[1]:
-            raise ValueError(f"guidance {self.guidance:g} is outside of {_range(allowed)}, what the network was trained for")
+            raise ValueError(
+                f"guidance {self.guidance:g} is outside of {_range(allowed)}, what the network was trained for"
+            )
         return self
 
     @property

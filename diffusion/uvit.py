@@ -280,12 +280,14 @@ class UViT(nn.Module):
         return h
 
     def embed(self, logsnr_t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the conditioning embedding (B, E), through SiLU: sinusoids of the cosine-schedule time and of w, and the tables."""
+        """Return the conditioning embedding (B, E), through SiLU: sinusoids of cosine-schedule time and w, plus the tables."""
         columns, slots = 0 if condition is None else condition.shape[1], len(self.slots)
         if columns != slots + (self.guidance_in is not None) + (self.segments is not None):
             told = " and is told its guidance" if self.guidance_in is not None else ""
             told += " and takes a segment count" if self.segments is not None else ""
-            raise ValueError(f"condition has {columns} columns, the network has {slots} slots {self.config.slots}{told}")
+            raise ValueError(
+                f"condition has {columns} columns, the network has {slots} slots {self.config.slots}{told}"
+            )
         # inverse cosine schedule: logsnr -> (0, 1), so that one embedding serves every shifted or interpolated schedule
         time = torch.atan(torch.exp(-0.5 * logsnr_t.float().clamp(-20.0, 20.0))) / (0.5 * math.pi)
         embedding = self.time_out(F.silu(self.time_in(self._wave(time))))

@@ -36,7 +36,15 @@ class Arm:
 def _trained_by(settings: StudentSettings, steps: int) -> dict[str, Any]:
     """Return everything that training a student of so many steps depends on."""
     said_by_objective = {"recipe", "method", "guidance", "teacher_rule", "x_var", "eta"}
-    said_by_objective |= {"anneal", "teacher_steps", "distance", "huber_epsilon", "poolings", "weights", "guidance_range"}
+    said_by_objective |= {
+        "anneal",
+        "teacher_steps",
+        "distance",
+        "huber_epsilon",
+        "poolings",
+        "weights",
+        "guidance_range",
+    }
     return settings.model_dump(exclude=said_by_objective) | {"objective": settings.objective(steps)}
 
 
@@ -64,7 +72,11 @@ ARMS = (
     Arm("from-nothing", "new weights to start from, not the teacher's", _with(start="none")),
     Arm("tract", "the student's running average says what it should say nearer to the data", _with(method="tract")),
     Arm("ect", "Easy Consistency Tuning's schedule, on data alone (and so unguided)", _with(method="ect")),
-    Arm("told", "guidance drawn from a range, of which the network is told", lambda baseline: {"guidance_range": _around(baseline)}),
+    Arm(
+        "told",
+        "guidance drawn from a range, of which the network is told",
+        lambda baseline: {"guidance_range": _around(baseline)},
+    ),
     Arm("multiscale", "differences compared at half the resolution too", _with(poolings=1)),
     Arm("eta-0.25", "a quarter of the variance in aDDIM", _with(eta=0.25)),
     Arm("eta-0.5", "half of the variance in aDDIM", _with(eta=0.5)),

@@ -118,9 +118,7 @@ def draw_times(
         return halved_times(batch, student_steps=steps, generator=generator)
     if objective.method == "ect":
         shrink, stage = objective.ect_shrink, ect_stage(objective, iteration)
-        return ect_times(
-            batch, schedule=schedule, student_steps=steps, shrink=shrink, stage=stage, generator=generator
-        )
+        return ect_times(batch, schedule=schedule, student_steps=steps, shrink=shrink, stage=stage, generator=generator)
     n_teacher = teacher_steps(objective, iteration)
     return sample_times(batch, student_steps=steps, n_teacher=n_teacher, generator=generator)
 
@@ -328,7 +326,9 @@ def loss_at(
 
     told: the w (B,) that the student is told and the teacher guided by, in thousandths, where w is sampled.
     """
-    asked = {(o.method, o.teacher_rule, o.x_var, o.eta, o.guidance, o.guidance_range, o.teacher_told) for o in objectives}
+    asked = {
+        (o.method, o.teacher_rule, o.x_var, o.eta, o.guidance, o.guidance_range, o.teacher_told) for o in objectives
+    }
     if len(asked) > 1:
         raise ValueError("objectives of one batch must agree in what they ask of the teacher")
     sizes = part_sizes(objectives, len(x))
@@ -365,16 +365,16 @@ class _Batch:
         alpha, sigma = (_columns(value, self.x) for value in alpha_sigma_from_logsnr(logsnr))
         return logsnr.to(self.x), alpha, sigma
 
-    def target(
-        self, z_t: Tensor, network: Network, teacher: Network | None, self_teacher: Network | None
-    ) -> Tensor:
+    def target(self, z_t: Tensor, network: Network, teacher: Network | None, self_teacher: Network | None) -> Tensor:
         """Return x_target: what the teacher, or the data, says at z_t, and at z_s whoever the method asks there."""
         method, times, x_teacher = self.objective.method, self.times, self.x
         x_var = torch.zeros(len(z_t), device=z_t.device)
         if method in DISTILLING:
             assert teacher is not None, "distillation needs a teacher"
             x_teacher, x_var = self._taught(teacher, z_t, times.t)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (_like(self.schedule.alpha_sigma(at), z_t) for at in (times.t, times.s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            _like(self.schedule.alpha_sigma(at), z_t) for at in (times.t, times.s)
+        )
         z_s = addim(x_teacher, z_t, x_var, alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s)
         x_var_ref = None
         if method == "diffusion":  # x_ref would have no weight

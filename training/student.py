@@ -190,7 +190,9 @@ def new_whole_run(
     Raises TrainingError when settings and family do not fit.
     """
     if settings.method == "pd":
-        raise TrainingError("method pd halves the steps of one student after another; one network for all takes another")
+        raise TrainingError(
+            "method pd halves the steps of one student after another; one network for all takes another"
+        )
     unknown = sorted(count for count in _by_count(settings.weights) if count not in segments)
     if unknown:
         raise TrainingError(f"weights name the step counts {', '.join(map(str, unknown))}, which are not trained")
@@ -212,9 +214,7 @@ def _new_run(
     return run
 
 
-def _started(
-    settings: StudentSettings, counts: int | tuple[int, ...], family: Family, device: torch.device
-) -> UViT:
+def _started(settings: StudentSettings, counts: int | tuple[int, ...], family: Family, device: torch.device) -> UViT:
     """Build the teacher's network, with what it is told besides where there is any, and give it its first weights."""
     source = taught_by(settings, counts, family)
     if source.role != "teacher":

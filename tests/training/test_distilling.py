@@ -39,7 +39,9 @@ def test_progressive_distillation_goes_from_many_steps_to_few_each_student_taugh
 ):
     assert not distil(monkeypatch, folder, "--method", "pd", "--steps", "1,2,4")
     said = capsys.readouterr().out
-    taught = [f"the {k}-step student is taught by {by}" for k, by in ((4, "teacher"), (2, "student-4"), (1, "student-2"))]
+    taught = [
+        f"the {k}-step student is taught by {by}" for k, by in ((4, "teacher"), (2, "student-4"), (1, "student-2"))
+    ]
     assert [line for line in said.splitlines() if "taught by" in line] == taught
     family = open_family(folder)
     settings = {member.name: member.training.settings for member in family.manifest.students}

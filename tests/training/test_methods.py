@@ -74,7 +74,9 @@ def test_progressive_distillation_asks_the_teacher_at_the_top_and_in_the_middle_
     (z_t, logsnr_t, _), (z_s, logsnr_s, _) = teacher.calls
     assert len(student.calls) == 1 and torch.equal(student.calls[0][0], z_t)
     t, s = SCHEDULE.time(logsnr_t.double()), SCHEDULE.time(logsnr_s.double())
-    assert torch.allclose((4 * t).round() / 4, t, atol=1e-5) and torch.allclose(t - s, torch.full_like(t, 1 / 8), atol=1e-5)
+    assert torch.allclose((4 * t).round() / 4, t, atol=1e-5) and torch.allclose(
+        t - s, torch.full_like(t, 1 / 8), atol=1e-5
+    )
     for row in range(8):
         ends = (float(t[row]), float(s[row]), round(4 * float(t[row]) - 1) / 4)
         at_t, at_s, at_step = map(coefficients, ends)
