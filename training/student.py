@@ -126,7 +126,7 @@ class StudentSettings(Schedule):
         start, end = SHORT_ANNEAL[nearest]
         # one step learns nothing in a short run unless the noisy end weighs in fully; from two on Huber is better
         distance = "snr1_x_huber" if steps == 1 else "v_mean_huber"
-        said = {"teacher_steps_start": max(start, steps), "teacher_steps_end": max(end, 2 * steps)}
+        said: dict[str, Any] = {"teacher_steps_start": max(start, steps), "teacher_steps_end": max(end, 2 * steps)}
         said |= {"anneal_iterations": int(0.6 * self.iterations), "huber_epsilon": 1e-3, "distance": distance}
         return said | ect
 
@@ -193,7 +193,8 @@ def new_whole_run(
         raise TrainingError(
             "method pd halves the steps of one student after another; one network for all takes another"
         )
-    unknown = sorted(count for count in _by_count(settings.weights) if count not in segments)
+    named = [count for count in _by_count(settings.weights) if count is not None]
+    unknown = sorted(set(named) - set(segments))
     if unknown:
         raise TrainingError(f"weights name the step counts {', '.join(map(str, unknown))}, which are not trained")
     return _new_run(settings, segments, family, folder, device)

@@ -261,7 +261,7 @@ def objective_of(method: str, steps: int, iterations: int, **changes: object) ->
 
 @pytest.mark.parametrize(("steps", "largest"), [(1, 0.25), (2, 0.15)])
 def test_tract_students_find_the_exact_flow(steps: int, largest: float):
-    student = distil(Mixture(), objective_of("tract", steps, 500), iterations=500, batch=256)
+    student = distil(Mixture(), objective_of("tract", steps, 350), iterations=350, batch=256)
     assert endpoint_error(Mixture(), student, student_plan("s", steps), count=500) < largest
 
 
@@ -270,8 +270,8 @@ def test_progressive_distillation_halves_its_way_to_students_that_end_where_the_
     z = normal_quantiles(500)
     ends = {}
     for steps in (8, 4, 2, 1):
-        objective = objective_of("pd", steps, 300, distance="v_mean_squared")
-        teacher = distil(mixture, objective, iterations=300, batch=256, teacher=teacher)
+        objective = objective_of("pd", steps, 200, distance="v_mean_squared")
+        teacher = distil(mixture, objective, iterations=200, batch=256, teacher=teacher)
         ends[steps] = trajectory(teacher, student_plan("s", steps), z)[-1]
     sixteen = trajectory(mixture, student_plan("t", 16), z)[-1]
     one = trajectory(mixture, student_plan("t", 1), z)[-1]
@@ -282,15 +282,15 @@ def test_progressive_distillation_halves_its_way_to_students_that_end_where_the_
 
 def test_easy_consistency_tuning_puts_points_on_the_modes_without_a_teacher():
     for steps in (1, 2):
-        student = distil(Mixture(), objective_of("ect", steps, 600), iterations=600, batch=256)
+        student = distil(Mixture(), objective_of("ect", steps, 350), iterations=350, batch=256)
         ends = trajectory(student, student_plan("s", steps), normal_quantiles(500))[-1].flatten()
         assert ends.abs().mean() == pytest.approx(1.0, abs=0.2) and (ends.abs() < 0.3).float().mean() < 0.15
 
 
 def test_one_student_that_is_told_its_guidance_ends_where_each_guided_flow_does():
     mixture = Mixture()
-    objective = objective_of("cd", 4, 800, guidance_range=(0.0, 2.0))
-    student = distil(mixture, objective, iterations=800, batch=256, classes=True)
+    objective = objective_of("cd", 4, 500, guidance_range=(0.0, 2.0))
+    student = distil(mixture, objective, iterations=500, batch=256, classes=True)
     z, errors = normal_quantiles(250), {}
     for w in (0.0, 1.0, 2.0):
         for label in (1, 2):
