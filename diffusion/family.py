@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.condition import Conditioning
+from diffusion.condition import GUIDANCE_PARTS, Conditioning
 from diffusion.frontier import Frontier, Position, Source
 from diffusion.plans import Hop, Plan, Variance, student_plan, teacher_plan
 from diffusion.schedule import CosineSchedule
@@ -90,7 +90,8 @@ class Member(_Record):
     steps: int | None = Field(default=None, ge=1)
     """A student's number of segments; None for the teacher, and for a whole-dial student, whose counts are its network's."""
     guidance: float = Field(default=0.0, ge=0)
-    """Guidance w baked into a student; 0 for the teacher, which is guided while sampling."""
+    """Guidance w baked into a student, or, of a student that is told it, its default; 0 for the teacher, which is guided while
+    sampling."""
     network: UViTConfig
     """All that is needed to build the network."""
     weights: FileRecord
@@ -104,7 +105,17 @@ class Member(_Record):
             raise ValueError("a student has steps, a teacher and a student for the whole dial have none")
         if (self.role == "whole") != bool(self.network.segments):
             raise ValueError("the network of a student for the whole dial has segments, no other has")
+        allowed = self.guidance_range
+        if allowed and not allowed[0] <= self.guidance <= allowed[1]:
+            raise ValueError(
+                f"guidance {self.guidance:g} is outside of {_range(allowed)}, what the network was trained for"
+            )
         return self
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """Range of the w that the member was trained for and is told while sampling; None for every other member."""
+        return self.network.guidance
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -201,8 +212,11 @@ class Manifest(_Record):
         return {member.name: member for member in self.members}[name]
 
     def check(self, hops: Iterable[Hop]) -> None:
-        """Raise ValueError if a hop names a member, or a segment count of one, that the family does not have."""
-        members = {member.name: member for member in self.members}
+        """Raise ValueError if a hop names a member, or a segment count of one, that the family does not have.
+
+        Also if some of the members are told their guidance and others not, or another range of it.
+        """
+        members, hops = {member.name: member for member in self.members}, list(hops)
         for hop in hops:
             if hop.member not in members:
                 raise ValueError("names a member that the family does not have")
@@ -210,6 +224,8 @@ class Manifest(_Record):
             if hop.segments not in (known or (None,)):
                 counts = ", ".join(map(str, known)) or "none"
                 raise ValueError(f"asks {hop.member} for segment count {hop.segments}; it was trained for {counts}")
+        if len({members[hop.member].guidance_range for hop in hops}) > 1:
+            raise ValueError("combines members that are told different ranges of guidance, or none")
 
 
 class GoldenSample(_Record):
@@ -286,19 +302,30 @@ class Family:
         return self.manifest.variance or analytic_variance
 
     def guidance(self, plan: Plan, asked: float | None = None) -> float:
-        """Return the w to sample a plan with: 0 for students, whose guidance is baked in; the asked or default w for teachers.
+        """Return the w to guide a plan's evaluations with: the asked or default one for teachers, 0 for students.
 
-        Raises ValueError if `asked` is not what a visited student was distilled with.
+        Students have theirs baked in, or are told it (`told`).  Raises ValueError if `asked` is not what a visited student
+        was distilled with.
         """
         members = [self.manifest.member(name) for name in plan.members]
         for member in members:
-            if member.role != "teacher" and asked is not None and asked != member.guidance:
-                raise ValueError(
-                    f"guidance is baked into {member.name} at {member.guidance:g}; only the teacher's positions take another"
-                )
+            if asked is not None and member.role != "teacher":
+                _check_guidance(member, asked)
         if any(member.role != "teacher" for member in members):
             return 0.0
         return self.manifest.guidance if asked is None else asked
+
+    def told(self, member: str, asked: float | None = None) -> tuple[int, ...]:
+        """Return what a member's network finds in the condition after the slots: w where it is told it, else nothing.
+
+        w is the asked one or the member's default.  Raises ValueError as `guidance` does.
+        """
+        student = self.manifest.member(member)
+        if student.guidance_range is None:
+            return ()
+        if asked is not None:
+            _check_guidance(student, asked)
+        return (round(GUIDANCE_PARTS * (student.guidance if asked is None else asked)),)
 
     def network(self, name: str, device: torch.device | str = "cpu") -> UViT:
         """Return a member's network in float32, evaluation mode.  Raises FamilyError if the weights do not fit it."""
@@ -348,6 +375,21 @@ class Family:
             return load_file(self.folder / record.file)
         except (SafetensorError, OSError) as error:
             raise FamilyError(f"{record.file} is not a readable safetensors file") from error
+
+
+def _check_guidance(member: Member, asked: float) -> None:
+    """Raise ValueError if a student does not draw with this guidance."""
+    allowed = member.guidance_range
+    if allowed and not allowed[0] <= asked <= allowed[1]:
+        raise ValueError(f"{member.name} was trained for guidance {_range(allowed)}")
+    if not allowed and asked != member.guidance:
+        raise ValueError(
+            f"guidance is baked into {member.name} at {member.guidance:g}; only the teacher's positions take another"
+        )
+
+
+def _range(allowed: tuple[float, float]) -> str:
+    return f"{allowed[0]:g} to {allowed[1]:g}"
 
 
 def open_family(folder: Path | str) -> Family:

@@ -16,7 +16,8 @@ from kernels import hop as take_hop
 from kernels import last_hop, noise
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count."""
+"""f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count, and
+of one that is told its guidance, the column after the slots is w in thousandths."""
 
 
 @torch.no_grad()
@@ -30,18 +31,29 @@ def sample(
     indices: Sequence[int],
     shape: tuple[int, int, int],
     guidance: float = 0.0,
+    told: Sequence[int] = (),
     variance: Variance | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw one image per row of `condition` (B, slots) and return them as uint8 (B, H, W, C) on `device`.
 
     networks: member name -> network, for the plan's members.  (seed, index) of each image fixes all its noise; shape is
-    (C, H, W); guidance w != 0 evaluates with and without the condition.  The loop never waits for the device.
+    (C, H, W); guidance w != 0 evaluates with and without the condition; told: what the networks find in the condition after
+    the slots (`Family.told`).  The loop never waits for the device.
     """
     device = torch.device(device)
     condition, z = condition.to(device), noise(seeds, indices, shape, device=device)
     return follow(
-        networks, plan.hops, schedule, z, condition, seeds=seeds, indices=indices, guidance=guidance, variance=variance
+        networks,
+        plan.hops,
+        schedule,
+        z,
+        condition,
+        seeds=seeds,
+        indices=indices,
+        guidance=guidance,
+        told=told,
+        variance=variance,
     )
 
 
@@ -57,12 +69,15 @@ def follow(
     indices: Sequence[int],
     taken: int = 0,
     guidance: float = 0.0,
+    told: Sequence[int] = (),
     variance: Variance | None = None,
 ) -> Tensor:
     """Take latents z (B, C, H, W) along some of a plan's hops, `taken` of which lie behind them, on z's device.
 
     Returns the latents where the hops end, or, if they end at 0, the images, uint8 (B, H, W, C).
     """
+    for value in told:
+        condition = F.pad(condition, (0, 1), value=value)
     rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
     seconds = [correction_row(hop, schedule, guidance=guidance) for hop in hops if hop.rule == "heun"]
     tables = torch.stack(rows + seconds).float().to(z.device)[:, None].expand(-1, len(condition), -1)

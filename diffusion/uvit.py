@@ -4,7 +4,8 @@ A U-Net whose levels are ResNet blocks at high resolution and transformer blocks
 blocks in the middle.  Conditioning is FiLM: in a ResNet block on the second norm, in a transformer block on the hidden
 layer of its MLP.  It predicts v and takes no step index, so teacher and students have the same interface,
 ``f(z_t, logsnr_t, condition) -> v``; a network for the whole dial is told its segment count in a last column of the
-condition.  Which details the paper leaves open, and how they were settled: docs/method.md.
+condition, and one distilled with sampled guidance its w in a column before that.  Which details the paper leaves open,
+and how they were settled: docs/method.md.
 """
 
 import math
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+from diffusion.condition import GUIDANCE_PARTS
 
 
 class Level(BaseModel):
@@ -55,6 +58,8 @@ class UViTConfig(BaseModel):
     segments: tuple[int, ...] = ()
     """Segment counts that one network for the whole dial was trained for, rising; 0 stands for the limit of infinitely
     many, the teacher's own part.  Empty for teachers and for students of one step count."""
+    guidance: tuple[float, float] | None = None
+    """Range of the guidance w that the network is told and was trained for; None for networks that are not told it."""
     norm: Literal["group", "layer"] = "group"
     """Norm of the ResNet blocks: GroupNorm of 32 groups (the paper's lineage) or LayerNorm over channels (faster on a CPU)."""
 
@@ -68,6 +73,8 @@ class UViTConfig(BaseModel):
         counts = self.segments
         if counts and (counts != tuple(sorted(set(counts))) or counts[0] < 0 or counts[-1] == 0):
             raise ValueError(f"segments must be rising counts, got {counts}")
+        if self.guidance and not 0.0 <= self.guidance[0] < self.guidance[1]:
+            raise ValueError(f"guidance must be a range that rises from 0 or more, got {self.guidance}")
         for level in (*self.levels, self.mid):
             if level.kind == "transformer" and level.channels % self.head_dim:
                 raise ValueError(
@@ -207,6 +214,8 @@ class UViT(nn.Module):
         self.slots = nn.ModuleList(nn.Embedding(values + 1, width) for values in config.slots)
         self._counts = tuple(count for count in config.segments if count)
         self.segments = nn.Embedding(len(self._counts) + 1, width) if config.segments else None
+        self.guidance_in = nn.Linear(levels[0].channels, width) if config.guidance else None
+        self.guidance_out = nn.Linear(width, width) if config.guidance else None
         self.conv_in = nn.Conv2d(pixels, levels[0].channels, 3, padding=1)
         self.down = nn.ModuleList(_blocks(level, config) for level in levels)
         self.narrow = nn.ModuleList(
@@ -226,14 +235,17 @@ class UViT(nn.Module):
             nn.init.normal_(table.get_parameter("weight"), std=width**-0.5)
         if self.segments is not None:  # with a teacher's other weights the network is that teacher at every count
             nn.init.zeros_(self.segments.weight)
+        if self.guidance_out is not None:  # and at every w
+            _zeroed(self.guidance_out)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict v.
 
-        z_t: (B, C, H, W); logsnr_t: (B,); condition: (B, slots) int64, one value of each slot, 0 = none, and for a network
-        with segments one more column, the segment count itself; None only for a network without either.  Returns v,
-        (B, C, H, W), in the dtype autocast or the weights give.  Raises ValueError when the columns do not fit.
+        z_t: (B, C, H, W); logsnr_t: (B,); condition: (B, slots) int64, one value of each slot, 0 = none; for a network
+        that is told its guidance w one more column, w in thousandths; and for a network with segments a last one, the segment
+        count itself; None only for a network without any of them.  Returns v, (B, C, H, W), in the dtype autocast or the
+        weights give.  Raises ValueError when the columns do not fit.
         """
         embedding = self.embed(logsnr_t, condition)
         h = F.pixel_unshuffle(z_t, self.config.patch) if self.config.patch > 1 else z_t
@@ -268,27 +280,36 @@ class UViT(nn.Module):
         return h
 
     def embed(self, logsnr_t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the conditioning embedding (B, E), through SiLU: a sinusoid of the cosine-schedule time plus the slots' tables."""
-        columns = 0 if condition is None else condition.shape[1]
-        if columns != len(self.slots) + (self.segments is not None):
-            told = " and takes a segment count" if self.segments is not None else ""
+        """Return the conditioning embedding (B, E), through SiLU: sinusoids of cosine-schedule time and w, plus the tables."""
+        columns, slots = 0 if condition is None else condition.shape[1], len(self.slots)
+        if columns != slots + (self.guidance_in is not None) + (self.segments is not None):
+            told = " and is told its guidance" if self.guidance_in is not None else ""
+            told += " and takes a segment count" if self.segments is not None else ""
             raise ValueError(
-                f"condition has {columns} columns, the network has {len(self.slots)} slots {self.config.slots}{told}"
+                f"condition has {columns} columns, the network has {slots} slots {self.config.slots}{told}"
             )
         # inverse cosine schedule: logsnr -> (0, 1), so that one embedding serves every shifted or interpolated schedule
         time = torch.atan(torch.exp(-0.5 * logsnr_t.float().clamp(-20.0, 20.0))) / (0.5 * math.pi)
-        half = self.time_in.in_features // 2
-        rates = torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / (half - 1)))
-        angles = 1000.0 * time[:, None] * rates
-        wave = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.time_in.weight.dtype)
-        embedding = self.time_out(F.silu(self.time_in(wave)))
+        embedding = self.time_out(F.silu(self.time_in(self._wave(time))))
         for column, table in enumerate(self.slots):
             assert condition is not None
             embedding = embedding + table(condition[:, column])
+        if self.guidance_in is not None and self.guidance_out is not None:
+            assert condition is not None and self.config.guidance is not None
+            low, high = self.config.guidance
+            place = (condition[:, slots].float() / GUIDANCE_PARTS - low) / (high - low)
+            embedding = embedding + self.guidance_out(F.silu(self.guidance_in(self._wave(place))))
         if self.segments is not None:
             assert condition is not None
             embedding = embedding + self.segments(self._row(condition[:, -1]))
         return F.silu(embedding)
+
+    def _wave(self, place: Tensor) -> Tensor:
+        """Return sinusoids (B, C) of places (B,) in [0, 1], C the channels of the first level."""
+        half = self.time_in.in_features // 2
+        rates = torch.exp(torch.arange(half, device=place.device) * (-math.log(1e4) / (half - 1)))
+        angles = 1000.0 * place[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=1).to(self.time_in.weight.dtype)
 
     def _row(self, segments: Tensor) -> Tensor:
         """Return the table's row of each segment count (B,): 0 for infinitely many, k for the k-th count.

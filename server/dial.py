@@ -207,6 +207,7 @@ class Dial:
             default_steps=self.default_steps,
             teacher_guidance=manifest.guidance,
             student_guidance={m.name: m.guidance for m in (*manifest.students, manifest.whole) if m},
+            student_guidance_range={m.name: m.guidance_range for m in manifest.members if m.guidance_range},
             positions=[_position(way) for way in self._ways if way.is_default],
             licence=manifest.licence,
         )
@@ -278,11 +279,12 @@ class Dial:
         return {way.plan: look(self._samples(order, way.plan), self.image_shape, output_format) for way in ways}
 
     def _samples(self, order: Order, plan: Plan) -> tuple[Sample, ...]:
-        request, guidance = order.request, self._guidance(order.request, plan)
+        request, (guidance, told) = order.request, self._guidance(order.request, plan)
         exact = request.determinism == "exact"
+        condition = (*order.condition, *told)
         endings = self._endings(plan, order.terms.min_steps) if order.terms.consent else ()
         return tuple(
-            Sample(plan, order.condition, order.seed, index, guidance, exact, self._family.name, endings)
+            Sample(plan, condition, order.seed, index, guidance, exact, self._family.name, endings)
             for index in range(request.n)
         )
 
@@ -313,9 +315,11 @@ class Dial:
         except ConditionError as error:
             raise FieldRefused(error.field, str(error)) from error
 
-    def _guidance(self, request: GenerateRequest, plan: Plan) -> float:
+    def _guidance(self, request: GenerateRequest, plan: Plan) -> tuple[float, tuple[int, ...]]:
+        """The w to guide a plan with, and what its networks are told beside the condition. Raises FieldRefused."""
         try:
-            return self._family.guidance(plan, request.guidance)
+            guidance = self._family.guidance(plan, request.guidance)
+            return guidance, self._family.told(plan.members[0], request.guidance)
         except ValueError as error:
             raise FieldRefused("guidance", f"{request.guidance:g} is not drawn: {error}") from error
 

@@ -236,8 +236,8 @@ class Engine:
     def _typical_samples(self) -> list[Sample]:
         """One sample that begins on each member, and for the teacher one with guidance: every shape that waves have."""
         manifest, samples = self.family.manifest, []
-        condition = tuple(1 for _ in manifest.conditioning.sizes)
         for member in manifest.members:
+            condition = (*(1 for _ in manifest.conditioning.sizes), *self.family.told(member.name))
             halves = plan(member.name, (1.0, 0.5, 0.0), segments=max(member.network.segments, default=None))
             samples.append(Sample(halves, condition, seed=0))
             if member.role == "teacher":
@@ -294,7 +294,8 @@ class Engine:
         images = {}
         for entry in recorded:
             plan = self.family.golden_plan(entry)
-            sample = Sample(plan, entry.condition, entry.seed, entry.index, self.family.guidance(plan))
+            condition = (*entry.condition, *self.family.told(plan.members[0]))
+            sample = Sample(plan, condition, entry.seed, entry.index, self.family.guidance(plan))
             images[entry] = torch.from_numpy(self.draw([sample])[0])
         self.family.check_golden(images)
         log.info("golden check passed on %d samples", len(images))

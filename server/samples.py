@@ -17,7 +17,7 @@ class Sample:
     plan: Plan
     """The hops that lead from noise to the image."""
     condition: tuple[int, ...]
-    """One value per conditioning slot, 0 = none."""
+    """One value per conditioning slot, 0 = none; then, for a student that is told its guidance, w in thousandths."""
     seed: int
     """0 .. 2^63 - 1; with `index` it defines all noise of the image."""
     index: int = 0

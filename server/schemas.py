@@ -58,7 +58,8 @@ class GenerateRequest(BaseModel):
     n: Annotated[int, Field(strict=True, ge=1)] = 1
     """Number of images; image i of a seed is the same whatever n is."""
     guidance: Annotated[float | None, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] = None
-    """Weight w of classifier-free guidance, 0 = none. The teacher's positions take any; a student's is baked in."""
+    """Weight w of classifier-free guidance, 0 = none. The teacher's positions take any; a student's is baked in,
+    unless it was distilled for a range (student_guidance_range of /models)."""
     determinism: Literal["exact", "fast"] = "exact"
     """exact: the same bytes alone and in any crowd on this kind of device. fast: a lone image need not be padded to
     a batch, and its last bits may depend on the crowd. Exact is the default because that is what a seed promises."""
@@ -208,7 +209,9 @@ class ModelInfo(BaseModel):
     teacher_guidance: float
     """Guidance of the teacher's positions unless a request says otherwise."""
     student_guidance: dict[str, float]
-    """Guidance baked into each student."""
+    """Guidance of each student: baked in, or, where student_guidance_range names it, its default."""
+    student_guidance_range: dict[str, tuple[float, float]]
+    """Students that draw with any guidance of a range, which one evaluation a step then does."""
     positions: list[PositionInfo]
     """The dial."""
     licence: str

@@ -5,6 +5,7 @@ Nothing is written into the family.  Every arm becomes a small family of its own
 
 import hashlib
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from diffusion import provenance
-from diffusion.family import Family, Member, TrainingRecord, open_family, write_json
+from diffusion.family import MANIFEST, Family, Member, TrainingRecord, open_family, write_json
 from diffusion.frontier import Measure, Provenance
 from training.arms import Trial
 from training.datasets import DataError, DataSet
@@ -126,7 +127,7 @@ class Laboratory:
 
     def missing(self, trial: Trial) -> list[int]:
         """Return the step counts at which this very training was not measured yet."""
-        told = trial.recorded(self.family)
+        told = trial.recorded(self._taught(trial))
         ours = [row for row in self.rows if row.arm == trial.arm.name]
         known = {row.steps for row in ours if trained_alike(row.training, told, trial.settings)}
         return [steps for steps in trial.counts if steps not in known]
@@ -171,23 +172,42 @@ class Laboratory:
 
     def _trained(self, trial: Trial) -> Family:
         """Return the arm's own family, trained if it is not there yet."""
-        run = self._run(trial)
-        if not is_trained(run.folder, trial.member, run):
-            fit(run, self.data, trial.loss(self.family, self.evaluation.device))
+        if trial.after:
+            self._trained(trial.after)
+        run, home = self._run(trial), self._home(trial)
+        if not is_trained(home, trial.member, run):
+            fit(run, self.data, trial.loss(self._taught(trial), self.evaluation.device, run))
             add_member(
-                run.folder,
+                home,
                 self.family.manifest.model_copy(update={"members": (), "golden": None}),
                 run,
                 name=trial.member,
                 steps=None if trial.arm.whole else trial.counts[0],
-                guidance=trial.settings.guidance if trial.settings.method == "cd" else 0.0,
+                guidance=trial.settings.guidance if trial.settings.distils else 0.0,
                 record=training_record(run, self.data, self.evaluation.command),
                 data=self.data,
             )
-        return open_family(run.folder)
+        return open_family(home)
 
     def _run(self, trial: Trial) -> Run:
-        return trial.run(self.family, self.runs / self._name / trial.name, self.evaluation.device)
+        return trial.run(self._taught(trial), self.runs / self._name / trial.name, self.evaluation.device)
+
+    def _home(self, trial: Trial) -> Path:
+        """The folder of the arm's own family: one for each run, or one for all where students teach each other."""
+        return self.runs / self._name / (trial.arm.name if trial.settings.method == "pd" else trial.name)
+
+    def _taught(self, trial: Trial) -> Family:
+        """The family that an arm distils: the one that is asked about, or its own with that one's teacher."""
+        if trial.settings.method != "pd":
+            return self.family
+        home = self._home(trial)
+        if not (home / MANIFEST).exists():
+            home.mkdir(parents=True, exist_ok=True)
+            weights = self.teacher.weights.file
+            shutil.copyfile(self.family.folder / weights, home / weights)
+            update = {"members": (self.teacher,), "golden": None}
+            write_json(home, MANIFEST, self.family.manifest.model_copy(update=update))
+        return open_family(home)
 
     @property
     def _name(self) -> str:
@@ -197,7 +217,8 @@ class Laboratory:
 
     def _seconds(self, trial: Trial) -> float:
         """Return how long training on one image takes, in seconds."""
-        run, loss = self._run(trial), trial.loss(self.family, self.evaluation.device)
+        run = self._run(trial)
+        loss = trial.loss(self._taught(trial), self.evaluation.device, run)
         settings = trial.settings
         batches = feed(self.data, batch=settings.batch, seed=settings.seed, iterations=range(2), device=run.device)
         with batches as following:

@@ -36,7 +36,15 @@ class Arm:
 def _trained_by(settings: StudentSettings, steps: int) -> dict[str, Any]:
     """Return everything that training a student of so many steps depends on."""
     said_by_objective = {"recipe", "method", "guidance", "teacher_rule", "x_var", "eta"}
-    said_by_objective |= {"anneal", "distance", "huber_epsilon"}
+    said_by_objective |= {
+        "anneal",
+        "teacher_steps",
+        "distance",
+        "huber_epsilon",
+        "poolings",
+        "weights",
+        "guidance_range",
+    }
     return settings.model_dump(exclude=said_by_objective) | {"objective": settings.objective(steps)}
 
 
@@ -44,11 +52,17 @@ def _with(**changes: Any) -> Callable[[StudentSettings], dict[str, Any]]:
     return lambda baseline: changes
 
 
+def _around(baseline: StudentSettings) -> tuple[float, float]:
+    """A range of guidance with the baseline's in its middle."""
+    return 0.0, 2 * baseline.guidance or 1.0
+
+
 BASELINE = Arm("baseline", "a separate student of each step count, by the recipe")
 ARMS = (
     BASELINE,
     Arm("unguided", "no guidance baked in", _with(guidance=0.0)),
     Arm("ct", "trained on data alone (and so unguided)", _with(method="ct")),
+    Arm("pd", "progressive distillation: two steps of the student of twice as many become one", _with(method="pd")),
     Arm("ddim", "the teacher steps by DDIM", _with(teacher_rule="ddim")),
     Arm("addim-analytic", "aDDIM's variance is 0.1 / (2 + SNR)", _with(x_var="analytic")),
     Arm("constant", "as many teacher steps from the start as at the end", _with(anneal=False)),
@@ -56,6 +70,14 @@ ARMS = (
     Arm("snr1-x-huber", "(SNR + 1) times the pseudo-Huber of x, as printed", _with(distance="snr1_x_huber")),
     Arm("v-mean-squared", "the squared v-loss", _with(distance="v_mean_squared")),
     Arm("from-nothing", "new weights to start from, not the teacher's", _with(start="none")),
+    Arm("tract", "the student's running average says what it should say nearer to the data", _with(method="tract")),
+    Arm("ect", "Easy Consistency Tuning's schedule, on data alone (and so unguided)", _with(method="ect")),
+    Arm(
+        "told",
+        "guidance drawn from a range, of which the network is told",
+        lambda baseline: {"guidance_range": _around(baseline)},
+    ),
+    Arm("multiscale", "differences compared at half the resolution too", _with(poolings=1)),
     Arm("eta-0.25", "a quarter of the variance in aDDIM", _with(eta=0.25)),
     Arm("eta-0.5", "half of the variance in aDDIM", _with(eta=0.5)),
     Arm("eta-1", "all of the variance in aDDIM", _with(eta=1.0)),
@@ -92,11 +114,14 @@ class Trial:
     counts: tuple[int, ...]
     """Its step counts: one, or, of an arm of one network for all, all of them."""
     settings: StudentSettings
+    after: "Trial | None" = None
+    """The one that has to be trained before, because this one is taught by it."""
 
     @property
     def name(self) -> str:
-        """A folder name: "ct-4", "whole-all-1-2-4"."""
-        return "-".join([self.arm.name, *map(str, self.counts)])
+        """A folder name: "ct-4", "whole-all-1-2-4", "pd-4-of-8"."""
+        taught = ["of", str(self.after.counts[0])] if self.after else []
+        return "-".join([self.arm.name, *map(str, self.counts), *taught])
 
     @property
     def member(self) -> str:
@@ -119,9 +144,9 @@ class Trial:
             return new_whole_run(self.settings, self.counts, family, folder, device)
         return new_student_run(self.settings, self.counts[0], family, folder, device)
 
-    def loss(self, family: Family, device: torch.device) -> Loss:
-        """Return what it is fitted to."""
-        return distillation(self.settings, self.told, family, device)
+    def loss(self, family: Family, device: torch.device, run: Run) -> Loss:
+        """Return what its run is fitted to."""
+        return distillation(self.settings, self.told, family, device, run)
 
     def recorded(self, family: Family) -> dict[str, Any]:
         """Return the settings that its run records."""
@@ -129,20 +154,34 @@ class Trial:
 
 
 def trials(arms: Iterable[Arm], baseline: StudentSettings, counts: tuple[int, ...]) -> list[Trial]:
-    """Return what to train: by step count each arm that is not trained as the baseline is there, then networks for all."""
+    """Return what to train: by step count each arm that is not trained as the baseline is there, then what is more than that.
+
+    That is the arms whose students teach each other, from many steps to few, and the networks for all counts.
+    """
     arms = tuple(arms)
+    halving = [arm for arm in arms if arm.settings(baseline).method == "pd" and not arm.whole]
     separate = [
         Trial(arm, (steps,), arm.settings(baseline))
         for steps in counts
         for arm in arms
-        if not arm.whole and (arm == BASELINE or not arm.is_baseline(baseline, steps))
+        if not (arm.whole or arm in halving) and (arm == BASELINE or not arm.is_baseline(baseline, steps))
     ]
-    return separate + [Trial(arm, counts, _for_all(arm, baseline, counts)) for arm in arms if arm.whole]
+    chains = [trial for arm in halving for trial in _chain(arm, baseline, counts)]
+    return separate + chains + [Trial(arm, counts, _for_all(arm, baseline, counts)) for arm in arms if arm.whole]
+
+
+def _chain(arm: Arm, baseline: StudentSettings, counts: tuple[int, ...]) -> list[Trial]:
+    """Return the students of an arm from many steps to few, each after the one of twice as many where that is asked for too."""
+    made: dict[int, Trial] = {}
+    for steps in sorted(counts, reverse=True):
+        made[steps] = Trial(arm, (steps,), arm.settings(baseline), made.get(2 * steps))
+    return list(made.values())
 
 
 def _for_all(arm: Arm, baseline: StudentSettings, counts: tuple[int, ...]) -> StudentSettings:
-    """Return the settings of one network for all counts: a batch that they share equally, and the images it may see."""
+    """Return the settings of one network for all counts: a batch that they share, and the images it may see."""
     images = baseline.iterations * baseline.batch * (len(counts) if arm.whole == "all" else 1)
-    batch = -(-baseline.batch // len(counts)) * len(counts)
+    parts = sum(map(baseline.weight, counts))
+    batch = -(-baseline.batch // parts) * parts
     changed = {"batch": batch, "iterations": max(1, round(images / batch))}
     return StudentSettings.model_validate(arm.settings(baseline).model_dump() | changed)

@@ -62,13 +62,17 @@ def students_of(manifest: Manifest) -> tuple[Student, ...]:
 def combinable(manifest: Manifest) -> tuple[Student, ...]:
     """Return the students that one plan may visit: all of a family, which must have been distilled with one guidance.
 
-    Raises FamilyError where there are none, or of several guidances.
+    Raises FamilyError where there are none, or of several guidances, or told different ranges of it.
     """
     students = students_of(manifest)
     guidances = sorted({manifest.member(student.member).guidance for student in students})
     if len(guidances) != 1:
         found = f"students of guidance {', '.join(f'{w:g}' for w in guidances)}" if guidances else "no student"
         raise FamilyError(f"plans cannot be composed: family {manifest.name!r} has {found}")
+    if len({manifest.member(student.member).guidance_range for student in students}) != 1:
+        raise FamilyError(
+            f"plans cannot be composed: students of family {manifest.name!r} are told different ranges of guidance, or none"
+        )
     return students
 
 

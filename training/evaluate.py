@@ -162,6 +162,7 @@ def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
             indices=indices,
             shape=family.manifest.shape,
             guidance=family.guidance(plan),
+            told=family.told(plan.members[0]),
             variance=family.variance,
             device=evaluation.device,
         ).cpu()

@@ -13,7 +13,7 @@ from training.command import Command, Reading, choose_device, data_of, integers,
 from training.datasets import DataSet
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run
+from training.student import StudentSettings, distillation, new_student_run, new_whole_run, taught_by
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
 from training.yardstick import Evaluation
@@ -71,14 +71,16 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
     family: Path
     """Folder of the family."""
     steps: str = "1,2,4,8,16"
-    """Step counts, separated by commas; one student each, or one for all with --whole."""
+    """Step counts, separated by commas; one student each, or one for all with --whole. With pd from many to few, as each is
+    taught by the one before."""
     whole: bool = False
-    """Train one network for the whole dial, told its step count. Every batch has equal parts of each count: the batch is
-    rounded up to a multiple of their number."""
+    """Train one network for the whole dial, told its step count. Every batch has parts of each count, equal ones unless
+    --weights says otherwise: the batch is rounded up to a multiple of the parts."""
     teacher_part: bool = False
     """With --whole: let the network learn the teacher's part too, as the count of infinitely many steps, guidance baked in."""
     guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
-    """Guidance w baked into the students (cd); by default the family's, that of the teacher's positions."""
+    """Guidance w baked into the students (cd, tract, pd), or with a range their default; by default the family's, that of the
+    teacher's positions, or that of the student that teaches."""
     data: str | None = None
     """Data to distil on; by default the teacher's (a folder has to be named again)."""
     runs: Path = Path("runs")
@@ -93,45 +95,52 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             raise SystemExit(f"family {family.name!r} has no teacher to distil")
         if self.teacher_part and not self.whole:
             raise SystemExit("--teacher-part is for one network for the whole dial; give --whole too")
+        if self.weights and not self.whole:
+            raise SystemExit("--weights is for one network for the whole dial; give --whole too")
         counts = integers(self.steps, "steps")
         if self.whole:
             self._distil_whole((0, *counts) if self.teacher_part else tuple(counts), family, device)
             return
-        for steps in counts:
-            self._distil(steps, family, device)
+        for steps in reversed(counts) if self.method == "pd" else counts:
+            self._distil(steps, open_family(self.family), device)
 
-    def _settings(self, family: Family, parts: int = 1) -> StudentSettings:
-        """The run's settings, the batch rounded up to a multiple of `parts`."""
+    def _settings(self, family: Family, counts: int | tuple[int, ...]) -> StudentSettings:
+        """The run's settings, the batch rounded up to a multiple of its parts."""
         asked = self.model_dump(include=set(StudentSettings.model_fields))
-        guidance = family.manifest.guidance if self.guidance is None else self.guidance
+        source = taught_by(self, counts, family)
+        default = family.manifest.guidance if source.role == "teacher" else source.guidance
+        parts = sum(map(self.weight, counts)) if isinstance(counts, tuple) else 1
         batch = -(-self.batch // parts) * parts
+        guidance = default if self.guidance is None else self.guidance
         return StudentSettings.model_validate(asked | {"guidance": guidance, "batch": batch})
 
     def _distil(self, steps: int, family: Family, device: torch.device) -> None:
-        settings = self._settings(family)
+        settings = self._settings(family, steps)
         data = data_of(family, self.data, self.augmentation)
         run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
         run.settings |= data.identity
         if is_trained(self.family, f"student-{steps}", run):
             print(f"family {family.name} has this {steps}-step student already")
             return
-        loss = distillation(settings, steps, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps), workers=self.workers)
+        if settings.distils:
+            print(f"the {steps}-step student is taught by {taught_by(settings, steps, family).name}")
+        loss = distillation(settings, steps, family, device, run)
+        draw = progress_grid(family.manifest, data, steps=steps, told=settings.told)
+        fit(run, data, loss, draw=draw, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
     def _distil_whole(self, segments: tuple[int, ...], family: Family, device: torch.device) -> None:
-        settings, data = self._settings(family, len(segments)), data_of(family, self.data, self.augmentation)
-        print(
-            f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
-        )
+        settings, data = self._settings(family, segments), data_of(family, self.data, self.augmentation)
         run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
         run.settings |= data.identity
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")
             return
-        loss = distillation(settings, segments, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments), workers=self.workers)
+        print(f"a batch is {settings.batch} images: {_shares(settings, segments)}")
+        loss = distillation(settings, segments, family, device, run)
+        draw = progress_grid(family.manifest, data, segments=segments, told=settings.told)
+        fit(run, data, loss, draw=draw, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
 
@@ -144,10 +153,19 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             run,
             name=name,
             steps=steps,
-            guidance=settings.guidance if settings.method == "cd" else 0.0,
+            guidance=settings.guidance if settings.distils else 0.0,
             record=training_record(run, data, provenance.command()),
             data=data,
         )
+
+
+def _shares(settings: StudentSettings, segments: tuple[int, ...]) -> str:
+    """How many images of a batch each count gets: "3 of each of 3 counts", "6 of 1 step, 3 of 2 steps"."""
+    weights = {count: settings.weight(count) for count in segments}
+    part = settings.batch // sum(weights.values())
+    if len(set(weights.values())) == 1:
+        return f"{part * weights[segments[0]]} of each of {len(segments)} counts"
+    return ", ".join(f"{part * weight} of {count or 'infinitely many'}" for count, weight in weights.items()) + " steps"
 
 
 class Ablate(StudentSettings, Command):  # type: ignore[misc]

@@ -38,6 +38,7 @@ from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
 from training.datasets import DataSet
 from training.features import JUDGE
+from training.objective import Objective
 from training.trainer import Run, Schedule
 
 GOLDEN_SEEDS = (11, 12)
@@ -73,8 +74,16 @@ def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Sc
     A setting that came after the record was made must be at its default, which is what everything did before.
     """
     defaults = {name: field.default for name, field in type(schedule).model_fields.items()}
-    before, now = defaults | record.settings, defaults | json.loads(json.dumps(settings))
+    before, now = (_complete(defaults | json.loads(json.dumps(known))) for known in (record.settings, settings))
     return (before, record.iterations) == (now, schedule.iterations)
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with every field of their objectives, those that came later at their defaults."""
+    learnt = {name: settings[name] for name in ("objective", "objectives") if name in settings}
+    many = [Objective.model_validate(one).model_dump(mode="json") for one in learnt.get("objectives", [])]
+    one = Objective.model_validate(learnt.get("objective", {})).model_dump(mode="json")
+    return settings | {name: many if name == "objectives" else one for name in learnt}
 
 
 def add_member(
@@ -209,18 +218,24 @@ def draw(
         indices=indices,
         shape=manifest.shape,
         guidance=family.guidance(plan, guidance),
+        told=family.told(plan.members[0], guidance),
         variance=family.variance,
         device=device,
     )
 
 
 def progress_grid(
-    manifest: Manifest, data: DataSet, *, steps: int | None = None, segments: tuple[int, ...] = ()
+    manifest: Manifest,
+    data: DataSet,
+    *,
+    steps: int | None = None,
+    segments: tuple[int, ...] = (),
+    told: tuple[int, ...] = (),
 ) -> Callable[[nn.Module, Path], None]:
     """Return a function (network, file) that draws fixed samples on the way.
 
     32 of a student at its steps, or of a teacher (no steps, no segments) at 16; 8 at each count of a student for the
-    whole dial, a row each, infinitely many being 16.
+    whole dial, a row each, infinitely many being 16.  told: what the network finds in the condition after the slots.
     """
     guidance = 0.0 if steps or segments else manifest.guidance
     plans = [student_plan("member", count or 16, count) for count in segments]
@@ -241,6 +256,7 @@ def progress_grid(
                 indices=list(range(count)),
                 shape=manifest.shape,
                 guidance=guidance,
+                told=told,
                 device=device,
             )
             for plan in plans

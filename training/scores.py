@@ -107,8 +107,12 @@ class Scorer:
         indices: Sequence[int],
         taken: int = 0,
         guidance: float = 0.0,
+        told: Sequence[int] | None = None,
     ) -> Tensor:
-        """Take latents along hops as `diffusion.sampler.follow` does, all of one seed."""
+        """Take latents along hops as `diffusion.sampler.follow` does, all of one seed.
+
+        told: what the networks find in the condition after the slots; by default their default guidance, where they are told it.
+        """
         return follow(
             {hop.member: self.network(hop.member) for hop in hops},
             hops,
@@ -119,6 +123,7 @@ class Scorer:
             indices=indices,
             taken=taken,
             guidance=guidance,
+            told=self.family.told(hops[0].member) if told is None else told,
             variance=self.family.variance,
         )
 
@@ -152,6 +157,7 @@ class Scorer:
         weights = {self.family.guidance(plan, guidance) for plan in plans}
         assert len(weights) == 1  # latents are shared, so they must have been guided alike
         (weight,) = weights
+        (told,) = {self.family.told(plan.members[0], guidance) for plan in plans}  # and told alike
         held_out = isinstance(data, Procedural) and data.held_out
         about = f"{label}, seed {seed}" + (", held out" if held_out else "")
         parts = []
@@ -159,22 +165,28 @@ class Scorer:
             for start in range(0, samples, CHUNK):
                 _, condition = data.batch(start, min(CHUNK, samples - start), seed=seed)
                 at = (seed + HELD_OUT_SEED if held_out else seed, start)
-                parts.append(self._chunk(plans, condition, at, weight, bar))
+                parts.append(self._chunk(plans, condition, at, weight, told, bar))
         return [
             Scores(*(np.concatenate([part[name][at] for part in parts]) for name in ("features", "right")))
             for at in range(len(plans))
         ]
 
     def _chunk(
-        self, plans: Sequence[Plan], condition: Tensor, at: tuple[int, int], guidance: float, bar: tqdm
+        self,
+        plans: Sequence[Plan],
+        condition: Tensor,
+        at: tuple[int, int],
+        guidance: float,
+        told: Sequence[int],
+        bar: tqdm,
     ) -> dict[str, np.ndarray]:
         """Return features (plans, B, 64) and right (plans, B) of one chunk, from its file if it was drawn before."""
-        file = self.evaluation.folder / f"{self.key(plans, condition.tolist(), at, guidance)}.npz"
+        file = self.evaluation.folder / f"{self.key(plans, condition.tolist(), at, guidance, *told)}.npz"
         self._kept.add(file)
         if file.exists():
             pass_over(bar, len(condition) * evaluations(plans))
         else:
-            images = self._draw(plans, condition, at, guidance, bar)
+            images = self._draw(plans, condition, at, guidance, told, bar)
             scores = [
                 (self.yardstick.features(drawn), self.yardstick.right(drawn, condition))
                 for drawn in (torch.cat(images[plan]) for plan in plans)
@@ -188,7 +200,13 @@ class Scorer:
             return dict(kept)
 
     def _draw(
-        self, plans: Sequence[Plan], condition: Tensor, at: tuple[int, int], guidance: float, bar: tqdm
+        self,
+        plans: Sequence[Plan],
+        condition: Tensor,
+        at: tuple[int, int],
+        guidance: float,
+        told: Sequence[int],
+        bar: tqdm,
     ) -> dict[Plan, list[Tensor]]:
         """Draw every plan's images of a chunk: depth first through the tree of their hops, a batch at a time."""
         seed, start = at
@@ -197,7 +215,9 @@ class Scorer:
         def grow(z: Tensor, asked: Tensor, indices: Sequence[int], taken: int, group: Sequence[Plan]) -> None:
             for hop in dict.fromkeys(plan.hops[taken] for plan in group):
                 branch = [plan for plan in group if plan.hops[taken] == hop]
-                z_s = self.follow([hop], z, asked, seed=seed, indices=indices, taken=taken, guidance=guidance)
+                z_s = self.follow(
+                    [hop], z, asked, seed=seed, indices=indices, taken=taken, guidance=guidance, told=told
+                )
                 bar.update(len(z) * (2 if hop.rule == "heun" and hop.s > 0 else 1))
                 if hop.s == 0:
                     images[branch[0]].append(z_s.cpu())

@@ -35,7 +35,7 @@ class Sample(Command):
     label: str | None = None
     """The same for a family that takes labels."""
     guidance: float | None = Field(default=None, ge=0)
-    """Guidance w of the teacher's positions; by default the family's."""
+    """Guidance w of the teacher's positions, and of students that are told theirs; by default the family's, or the student's."""
     columns: int | None = Field(default=None, ge=1)
     """Pictures in a row; by default a square, or all of them with several dial positions."""
     zoom: int = Field(default=4, ge=1, le=32)

@@ -24,6 +24,8 @@ class TeacherSettings(Schedule):
     """Fraction of images whose whole condition is hidden, so that guidance has an unconditional network to leave from."""
     drop_slot: float = Field(default=0.05, ge=0, le=1)
     """Fraction at which each slot of the others is hidden, so that a prompt may leave a word open."""
+    poolings: int = Field(default=0, ge=0, le=8)
+    """Multiscale loss: how often differences are compared again at half the resolution; the paper's 128x128 models: 1."""
 
     @field_validator("preset")
     @classmethod
@@ -71,7 +73,8 @@ def teacher_loss(
 ) -> Tensor:
     """Return each image's diffusion loss (B,), parts of the condition hidden at the settings' rates."""
     hidden = hide(condition, whole=settings.drop_condition, each=settings.drop_slot, generator=generator)
-    return diffusion_loss(in_precision(network, settings.precision), settings.noise_schedule(), x, hidden, generator)
+    asked, schedule = in_precision(network, settings.precision), settings.noise_schedule()
+    return diffusion_loss(asked, schedule, x, hidden, generator, poolings=settings.poolings)
 
 
 def hide(condition: Tensor, *, whole: float, each: float, generator: torch.Generator) -> Tensor:

@@ -78,6 +78,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
         )
+        self.companions: dict[str, nn.Module] = {}
+        """Networks beside the trained one whose weights the loss changes; they are part of the checkpoint."""
         self.iteration = 0
         self.seconds = 0.0
 
@@ -92,6 +94,8 @@ class Run:
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        for companion, network in self.companions.items():
+            tensors |= {f"{companion}.{name}": value for name, value in network.state_dict().items()}
         about = {"iteration": self.iteration, "seconds": self.seconds, "settings": self.settings}
         temporary = self.checkpoint.with_suffix(".partial")
         save_file(
@@ -126,6 +130,8 @@ class Run:
         self.network.load_state_dict(_under("network.", tensors))
         for name, value in _under("ema.", tensors).items():
             self.ema[name].copy_(value)
+        for companion, network in self.companions.items():
+            network.load_state_dict(_under(f"{companion}.", tensors))
         state = self.optimizer.state_dict()
         for key, value in _under("optimizer.", tensors).items():
             index, _, name = key.partition(".")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from diffusion.uvit import PRESETS, Level, UViT, UViTConfig
 
@@ -207,6 +208,39 @@ def test_a_network_for_the_whole_dial_wants_its_count():
         UViT(WHOLE)(z, logsnr, condition)
 
 
+TOLD = WHOLE.model_copy(update={"guidance": (0.0, 3.0)})
+
+
+def test_with_a_teachers_weights_a_network_that_is_told_its_guidance_is_that_teacher_at_every_w_to_the_bit():
+    teacher, student = awake(TINY), UViT(TOLD)
+    found = student.load_state_dict(teacher.state_dict(), strict=False)
+    new = {f"guidance_{end}.{kind}" for end in ("in", "out") for kind in ("weight", "bias")}
+    assert set(found.missing_keys) == {"segments.weight", *new} and found.unexpected_keys == []
+    z, logsnr, condition = inputs(TINY)
+    with torch.no_grad():
+        for w in (0, 1234, 3000):
+            assert torch.equal(student(z, logsnr, told(told(condition, w), 4)), teacher(z, logsnr, condition))
+
+
+def test_samples_of_different_guidance_share_a_batch_and_the_network_learns_from_w():
+    network = awake(TOLD).eval().double()
+    nn.init.normal_(network.guidance_out.weight, std=0.1)
+    z, logsnr, condition = inputs(TINY, batch=3)
+    z, logsnr, condition = z[:1].double().expand(3, -1, -1, -1), logsnr[:1].expand(3), condition[:1].expand(3, -1)
+    asked = torch.cat([condition, torch.tensor([[0], [1], [3000]]), torch.full((3, 1), 4)], dim=1)
+    together = network(z, logsnr, asked)
+    alone = torch.cat([network(z[:1], logsnr[:1], row[None]) for row in asked])
+    assert torch.allclose(together, alone, atol=1e-9) and len({row.detach().numpy().tobytes() for row in together}) == 3
+    together.square().sum().backward()
+    assert network.guidance_in.weight.grad.any() and network.guidance_out.weight.grad.any()
+
+
+def test_a_network_that_is_told_its_guidance_wants_it():
+    z, logsnr, condition = inputs(TINY)
+    with pytest.raises(ValueError, match="2 columns, .* and is told its guidance and takes a segment count"):
+        UViT(TOLD)(z, logsnr, told(condition, 4))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -214,6 +248,8 @@ def test_a_network_for_the_whole_dial_wants_its_count():
         ({"segments": (2, 2)}, "rising counts"),
         ({"segments": (-1, 2)}, "rising counts"),
         ({"segments": (0,)}, "rising counts"),
+        ({"guidance": (2.0, 1.0)}, "a range that rises"),
+        ({"guidance": (-1.0, 1.0)}, "a range that rises"),
         ({"resolution": 18}, "multiple of patch"),
         ({"mid": Level(kind="res", channels=128)}, "mid must be a transformer"),
         ({"head_dim": 48}, "multiple of head_dim"),

@@ -41,16 +41,18 @@ def write_tiny_family(
     *,
     steps: tuple[int, ...] = (1, 2, 4),
     whole: tuple[int, ...] = (),
+    guidance: tuple[float, float] | None = None,
 ) -> Path:
     """Write a family of an 8x8 RGB teacher and students of these steps, golden samples and a frontier; return its folder.
 
-    whole: segment counts of a student for the whole dial; none without.
+    whole: segment counts of a student for the whole dial; none without.  guidance: the range that students are told, if any.
     """
     torch.manual_seed(0)
     config = PRESETS["tiny8"].model_copy(update={"channels": 3, "slots": conditioning.sizes})
     members = []
     for name in ("teacher", *(f"student-{count}" for count in steps), *(["whole"] if whole else [])):
-        network = UViT(config.model_copy(update={"segments": whole if name == "whole" else ()}))
+        told = {"segments": whole if name == "whole" else (), "guidance": None if name == "teacher" else guidance}
+        network = UViT(config.model_copy(update=told))
         for parameter in network.parameters():  # the zero-initialised layers would hide the condition
             torch.nn.init.normal_(parameter, std=0.05) if parameter.abs().max() == 0 else None
         weights = {key: value.half() for key, value in network.state_dict().items()}
@@ -93,6 +95,7 @@ def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = 
         indices=[entry.index],
         shape=family.manifest.shape,
         guidance=family.guidance(plan, guidance),
+        told=family.told(plan.members[0], guidance),
         variance=family.variance,
     )[0]
 

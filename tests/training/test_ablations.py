@@ -144,6 +144,26 @@ def test_arms_are_trained_measured_kept_told_and_not_repeated_and_the_family_is_
     assert kept(room) == record
 
 
+def test_progressive_distillation_is_an_arm_whose_students_teach_each_other(
+    judged: Family, room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    chain = [trial for trial in trials(chosen(("pd",)), BASE, (1, 2, 8)) if trial.arm.name == "pd"]
+    assert [trial.name for trial in chain] == ["pd-8", "pd-2", "pd-1-of-2"]
+    assert not ablate(monkeypatch, judged, "--arms", "pd,told", "--steps", "1,2")
+    (study,) = kept(room).studies
+    arms = {(row.arm, row.steps): row.training.settings for row in study.rows}
+    assert arms.keys() == {(arm, steps) for arm in ("baseline", "pd", "told") for steps in (1, 2)}
+    (home,) = (room / "runs" / "digits" / "ablate").glob("*/pd")
+    hashes = {member.name: member.weights.sha256 for member in open_family(home).manifest.members}
+    assert hashes["teacher"] == judged.manifest.teacher.weights.sha256 == arms["pd", 2]["teacher_sha256"]
+    assert arms["pd", 1]["teacher_sha256"] == hashes["student-2"]
+    assert arms["told", 2]["objective"]["guidance_range"] == [0.0, 2.0]
+    monkeypatch.setattr(Run, "step", lambda *_: pytest.fail("trained again"))
+    capsys.readouterr()
+    assert not ablate(monkeypatch, judged, "--arms", "pd,told", "--steps", "1,2")
+    assert "6 runs, all measured already" in capsys.readouterr().out
+
+
 def test_an_interrupted_ablation_keeps_what_was_measured_and_ends_where_an_uninterrupted_one_does(
     judged: Family, room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -222,6 +242,13 @@ def test_a_setting_that_came_later_does_not_make_a_member_untrained(judged: Fami
     assert alike(now) and alike(older)
     assert not alike(older | {"lr": 1.0}) and not alike(older | {"more": 1}) and not alike(now, iterations=599)
     assert not alike(older, BASE.model_copy(update={"anneal": False}))
+    learnt = BASE.objective(2).model_dump(mode="json")
+    before = {name: value for name, value in learnt.items() if name not in ("poolings", "weight", "guidance_range")}
+    record = judged.manifest.teacher.training.model_copy(
+        update={"settings": now | {"objective": before}, "iterations": 600}
+    )
+    assert trained_alike(record, now | {"objective": learnt}, BASE)
+    assert not trained_alike(record, now | {"objective": learnt | {"poolings": 1}}, BASE)
 
 
 def test_the_time_of_training_is_told_as_it_was_recorded(judged: Family):

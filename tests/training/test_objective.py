@@ -13,7 +13,6 @@ from diffusion.schedule import CosineSchedule
 from tests.kernels import paper_equations as paper
 from training.objective import (
     Objective,
-    Times,
     consistency_loss,
     consistency_target,
     diffusion_loss,
@@ -21,10 +20,9 @@ from training.objective import (
     loss_at,
     mixed_loss,
     mixed_times,
-    sample_times,
-    stratified_uniform,
     teacher_steps,
 )
+from training.times import Times, sample_times, stratified_uniform
 
 SCHEDULE = CosineSchedule(image_resolution=64, noise_resolution=32, noise_resolution_end=64)
 SEGMENTS = [1, 2, 4, 8, 16]
@@ -243,7 +241,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_parts_with_three_evaluations_i
         24,
     ]  # the guided teacher's batch is double
     draws = generator(5)
-    times = mixed_times(MIXED, 12, iteration=30_000, generator=draws)
+    times = mixed_times(MIXED, 12, schedule=SCHEDULE, iteration=30_000, generator=draws)
     eps = torch.randn(x.shape, generator=draws)
     for part, objective in enumerate(MIXED):
         rows = slice(4 * part, 4 * part + 4)
@@ -255,7 +253,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_parts_with_three_evaluations_i
 
 
 def test_the_times_of_a_mixed_batch_are_each_parts_own():
-    times = mixed_times(MIXED, 96, iteration=0, generator=generator())
+    times = mixed_times(MIXED, 96, schedule=SCHEDULE, iteration=0, generator=generator())
     for part, (segments, n_teacher) in enumerate(((1, 8), (4, 16), (16, 32))):
         rows = slice(32 * part, 32 * part + 32)
         assert torch.equal(times.t[rows] - times.s[rows], torch.full((32,), 1 / n_teacher, dtype=torch.float64))
@@ -264,7 +262,7 @@ def test_the_times_of_a_mixed_batch_are_each_parts_own():
 
 def test_a_mixed_batch_that_cannot_be_parted_or_asks_the_teacher_for_two_things_is_refused():
     with pytest.raises(ValueError, match="8 cannot be parted equally among 3"):
-        mixed_times(MIXED, 8, iteration=0, generator=generator())
+        mixed_times(MIXED, 8, schedule=SCHEDULE, iteration=0, generator=generator())
     unlike = (Objective(guidance=0.0), Objective(guidance=1.0))
     with pytest.raises(ValueError, match="must agree"):
         mixed_loss(Recorder(), Recorder(), unlike, SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator())
