@@ -194,6 +194,9 @@ def _upsample(x: Tensor) -> Tensor:
 class UViT(nn.Module):
     """The network.  v = UViT(z_t, logsnr_t, condition); build under ``torch.device("meta")`` to count without memory."""
 
+    _no_split_modules = ("ResBlock", "TransformerBlock")
+    """The blocks that are sharded, compiled and computed again whole, by the name that libraries look for."""
+
     def __init__(self, config: UViTConfig):
         super().__init__()
         self.config = config
@@ -320,6 +323,27 @@ PRESETS: dict[str, UViTConfig] = {
     "imagenet64-large": _imagenet(resolution=64, width=2, dropout=0.1, everywhere=True),
     "imagenet128-small": _imagenet(resolution=128, width=1, dropout=0.1, everywhere=False),
     "imagenet128-large": _imagenet(resolution=128, width=2, dropout=0.1, everywhere=True),
+    # the paper's third one, without what reads text; the patch is inferred from its speed (training/presets/text-to-image.toml)
+    "text-to-image": UViTConfig(
+        resolution=512,
+        patch=2,
+        levels=(
+            Level(kind="res", channels=128),
+            Level(kind="res", channels=256),
+            Level(kind="res", channels=1024),
+            Level(kind="transformer", channels=2048),
+        ),
+        mid=Level(kind="transformer", channels=4096, blocks=16, dropout=0.1),
+    ),
+    # for CIFAR-10: 22 M, about an hour on one GPU for a teacher and its students
+    "cifar10": UViTConfig(
+        resolution=32,
+        levels=(Level(kind="res", channels=128, blocks=2), Level(kind="transformer", channels=256, blocks=2)),
+        mid=Level(kind="transformer", channels=384, blocks=6, dropout=0.1),
+        embedding=256,
+        head_dim=64,
+        slots=(10,),
+    ),
     # for the bundled 32x32 family: 3.9 M parameters, made for a CPU
     "small32": UViTConfig(
         resolution=32,
@@ -350,6 +374,16 @@ PRESETS: dict[str, UViTConfig] = {
         head_dim=64,
         norm="layer",
     ),
+    # the smallest: everything once, in less than a minute on one core
+    "debug": UViTConfig(
+        resolution=8,
+        channels=1,
+        levels=(Level(kind="res", channels=32, blocks=1),),
+        mid=Level(kind="transformer", channels=64, blocks=1),
+        embedding=64,
+        head_dim=32,
+        norm="layer",
+    ),
     # for 8x8 digits and tests: seconds on a CPU
     "tiny8": UViTConfig(
         resolution=8,
@@ -361,5 +395,5 @@ PRESETS: dict[str, UViTConfig] = {
         norm="layer",
     ),
 }
-"""The paper's four networks (parameter counts 394,130,435; 1,243,353,091; 397,407,235; 1,253,576,707) and small ones
-whose slots are filled in by the data."""
+"""The paper's networks (ImageNet: 394,130,435; 1,243,353,091; 397,407,235; 1,253,576,707 parameters) and small ones. In a
+family the slots are those of its data."""

@@ -24,6 +24,7 @@ from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from diffusion.variance import analytic_variance
 from kernels import addim
 from kernels.rules import MEAN_SQUARE_FLOOR
+from training.draws import normal, stratified_uniform
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v."""
@@ -89,12 +90,6 @@ def sample_times(batch: int, *, student_steps: int, n_teacher: int, generator: t
     return Times(t=grid / total, s=(grid - 1) / total, t_step=(step * per_segment).double() / total)
 
 
-def stratified_uniform(batch: int, generator: torch.Generator) -> Tensor:
-    """Return (B,) float64 in [0, 1): uniform, one from each of B equal strata, in random order."""
-    offsets = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
-    return (torch.randperm(batch, generator=generator, device=generator.device) + offsets) / batch
-
-
 def consistency_target(
     schedule: CosineSchedule,
     times: Times,
@@ -141,7 +136,7 @@ def diffusion_loss(
 ) -> Tensor:
     """Return each sample's v-loss (B,) at t ~ U(0, 1), stratified: mean squared error of v."""
     t = stratified_uniform(len(x), generator)
-    eps = torch.randn(x.shape, generator=generator, device=generator.device)
+    eps = normal(x.shape, generator)
     z_t, logsnr, alpha, sigma = _noised(schedule, t, x, eps)
     v = network(z_t, logsnr, condition).float()
     return (v - (alpha * eps - sigma * x)).square().flatten(1).mean(1)
@@ -179,7 +174,7 @@ def mixed_loss(
     Raises ValueError when the batch cannot be parted equally or the objectives ask the teacher for different things.
     """
     times = mixed_times(objectives, len(x), iteration=iteration, generator=generator)
-    eps = torch.randn(x.shape, generator=generator, device=generator.device)
+    eps = normal(x.shape, generator)
     return loss_at(network, teacher, objectives, schedule, x, condition, times=times, eps=eps)
 
 
