@@ -14,8 +14,8 @@ from diffusion import provenance
 from diffusion.condition import PromptConditioning
 from diffusion.family import Family, FamilyError
 from training.datasets import DataError, DataSet
-from training.estimate import GPUS, Work, describe
 from training.decoding import Augmentation
+from training.estimate import GPUS, Work, describe
 from training.opening import open_data
 from training.preset import PresetSource
 from training.trainer import Run, Schedule, TrainingError

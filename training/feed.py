@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets import Batch, DataError, DataSet, Pixels
+from training.datasets import Batch, DataError, DataSet, Pixels, joined
 from training.share import Share
 
 MOST_WORKERS = 8
@@ -44,8 +44,8 @@ def feed(
     """Lend the batches of these iterations, in order, as tensors on the device.
 
     Iteration i has images i * batch .. (i + 1) * batch of the seed's stream; the shares say which of these come here, turn
-    by turn, by default all of them at once.  `workers` processes read ahead, 0 reads when asked.  Raises DataError for data that cannot be used, FeedError
-    when a reading process dies.
+    by turn, by default all of them at once.  `workers` processes read ahead, 0 reads when asked.  Raises DataError for data
+    that cannot be used, FeedError when a reading process dies.
     """
     read = _Shares(data, seed, shares or [Share(batch)])
     order = range(iterations.start * read.turns, iterations.stop * read.turns)

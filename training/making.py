@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from pydantic import Field, field_validator
 
 from diffusion import provenance
@@ -15,7 +14,7 @@ from training.datasets import DataSet
 from training.estimate import Work
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
-from training.preset import PresetSource, network_of, student_settings, teacher_settings
+from training.preset import network_of, student_settings, teacher_settings
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
@@ -142,7 +141,9 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     def _settings(self, family: Family | None, parts: int = 1) -> StudentSettings:
         """The run's settings, the batch rounded up to a multiple of `parts`."""
         asked = self.model_dump(include=set(StudentSettings.model_fields))
-        baked = family.manifest.guidance if family else teacher_settings(network_of(self.preset or ""))["teacher_guidance"]
+        baked = (
+            family.manifest.guidance if family else teacher_settings(network_of(self.preset or ""))["teacher_guidance"]
+        )
         guidance = baked if self.guidance is None else self.guidance
         batch = -(-self.batch // parts) * parts
         return StudentSettings.model_validate(asked | {"guidance": guidance, "batch": batch})

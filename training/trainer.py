@@ -105,7 +105,9 @@ class Run:
         """
         try:
             shares = world.size * turns
-            self.shares = [Share(self.schedule.batch, world.rank * turns + turn, shares, parts) for turn in range(turns)]
+            self.shares = [
+                Share(self.schedule.batch, world.rank * turns + turn, shares, parts) for turn in range(turns)
+            ]
         except ValueError as error:
             raise TrainingError(str(error)) from None
         self._outline = _outline(self.network) if world.sharded else None
@@ -165,7 +167,9 @@ class Run:
         """
         there, missing = self.world.any(self.checkpoint.exists(), not self.checkpoint.exists())
         if there and missing:
-            raise TrainingError(f"not every process sees the checkpoint of {self.folder.name}; give --runs on a shared disk")
+            raise TrainingError(
+                f"not every process sees the checkpoint of {self.folder.name}; give --runs on a shared disk"
+            )
         if missing:
             return False
         try:
@@ -247,7 +251,9 @@ class Run:
         decay = min(schedule.ema, (1 + iteration) / (10 + iteration))
         current = self.network.state_dict()
         names = list(self.ema)
-        torch._foreach_lerp_([local(self.ema[name]) for name in names], [local(current[name]) for name in names], 1 - decay)
+        torch._foreach_lerp_(
+            [local(self.ema[name]) for name in names], [local(current[name]) for name in names], 1 - decay
+        )
         self.iteration += 1
         return mean.item()
 

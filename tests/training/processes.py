@@ -1,6 +1,6 @@
 """What the processes of test_world.py do: train the same in several ways, and write down losses and weights.
 
-    torchrun --nproc-per-node 2 tests/training/processes.py FAMILY FOLDER
+torchrun --nproc-per-node 2 tests/training/processes.py FAMILY FOLDER
 """
 
 import json
@@ -32,7 +32,14 @@ WAYS: dict[str, tuple[bool, dict[str, int | bool]]] = {  # shard, how Run.spread
 
 def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss, int]:
     """Return a run of a teacher without dropout, its loss, and the parts of its batch."""
-    given = {"preset": "tiny8", "iterations": 2 * ITERATIONS, "batch": BATCH, "warmup": 2, "lr": 2e-3, "precision": "fp32"}
+    given = {
+        "preset": "tiny8",
+        "iterations": 2 * ITERATIONS,
+        "batch": BATCH,
+        "warmup": 2,
+        "lr": 2e-3,
+        "precision": "fp32",
+    }
     settings = TeacherSettings.model_validate(given | changes)
     torch.manual_seed(settings.seed)
     network = UViT(PRESETS["tiny8"].model_copy(update={"slots": (10,)}))
@@ -42,7 +49,9 @@ def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss,
 
 def whole(folder: Path, family: Family) -> tuple[Run, Loss, int]:
     """Return a run of a student for the whole dial, its loss, and the parts of its batch."""
-    settings = StudentSettings(iterations=2 * ITERATIONS, batch=BATCH, warmup=2, lr=1e-3, precision="fp32", guidance=1.0)
+    settings = StudentSettings(
+        iterations=2 * ITERATIONS, batch=BATCH, warmup=2, lr=1e-3, precision="fp32", guidance=1.0
+    )
     run = new_whole_run(settings, COUNTS, family, folder, torch.device("cpu"))
     asked = in_precision(family.network("teacher"), "fp32")
     return run, lambda *batch: whole_loss(settings, COUNTS, family, asked, *batch), len(COUNTS)

@@ -1,12 +1,9 @@
 """Estimates: arithmetic against hand counts and the paper's speeds, memory against what a training really takes."""
 
-import sys
-
 import pytest
-import torch
 
-from diffusion.uvit import PRESETS, UViT
-from training.estimate import GPUS, Work, describe, estimate, kept
+from diffusion.uvit import PRESETS
+from training.estimate import GPUS, Work, estimate
 
 SPEEDS = {  # appendix A.2: images of 2,048 a second on so many TPU v5e, by CT and CD
     "imagenet64-small": (64, 2.7, 2.5),
@@ -15,7 +12,12 @@ SPEEDS = {  # appendix A.2: images of 2,048 a second on so many TPU v5e, by CT a
     "imagenet128-large": (256, 2.2, 1.8),
 }
 TPU = 197e12
-FORWARD = {"imagenet64-small": 218.4, "imagenet64-large": 838.4, "imagenet128-small": 277.0, "imagenet128-large": 1072.7}
+FORWARD = {
+    "imagenet64-small": 218.4,
+    "imagenet64-large": 838.4,
+    "imagenet128-small": 277.0,
+    "imagenet128-large": 1072.7,
+}
 
 
 @pytest.mark.parametrize("name", SPEEDS)

@@ -73,11 +73,17 @@ def test_every_cell_of_the_papers_table_is_a_preset_of_its_own_objective(name: s
     steps = int(name.rsplit("-", 1)[1])
     assert student.steps == str(steps) and student.batch == 2048 and student.iterations == 200_000
     objective = student._settings(None).objective(steps)
-    assert (objective.teacher_steps_start, objective.teacher_steps_end, objective.anneal_iterations) == (64, 1280, 100_000)
+    assert (objective.teacher_steps_start, objective.teacher_steps_end, objective.anneal_iterations) == (
+        64,
+        1280,
+        100_000,
+    )
     assert (objective.method, objective.eta, objective.huber_epsilon) == (name.rsplit("-", 2)[1], 0.75, 1e-4)
     assert bool(objective.guidance) == name.startswith("imagenet128-small-cd")
     teacher = Train(preset=network_of(name), family=Path("f"))
-    schedule = TeacherSettings.model_validate(teacher.model_dump(include=set(TeacherSettings.model_fields))).noise_schedule()
+    schedule = TeacherSettings.model_validate(
+        teacher.model_dump(include=set(TeacherSettings.model_fields))
+    ).noise_schedule()
     assert (schedule.noise_resolution, schedule.noise_resolution_end) == (32, schedule.image_resolution)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from diffusion.family import Family, open_family
@@ -102,7 +101,17 @@ def pid_of(process: subprocess.Popen, rank: int) -> int:
 
 
 def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_path: Path):
-    train = ["train", "--preset", "debug", "--iterations", 400, "--family", tmp_path / "digits", "--runs", tmp_path / "runs"]
+    train = [
+        "train",
+        "--preset",
+        "debug",
+        "--iterations",
+        400,
+        "--family",
+        tmp_path / "digits",
+        "--runs",
+        tmp_path / "runs",
+    ]
     command = [ROOT / "stepdial.py", *train, "--device", "cpu", "--micro-batch", 8]
     run = tmp_path / "runs/digits/teacher"
     process = launch(*command)
@@ -129,6 +138,10 @@ def test_students_that_two_processes_shard_become_members(tmp_path: Path, digits
 
 
 def test_one_process_does_without_accelerate():
-    code = "import sys, training.commands; from training.world import World; World(); print('accelerate' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | ALONE, capture_output=True, text=True)
+    code = (
+        "import sys, training.commands; from training.world import World; World(); print('accelerate' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | ALONE, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "False", done.stderr
