@@ -51,6 +51,7 @@ class World:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # the only one it shards
         for block in blocks(network):
             fully_shard(block, mesh=mesh)
         return fully_shard(network, mesh=mesh)
@@ -126,7 +127,7 @@ def _accelerator(device: torch.device) -> "Accelerator":
         mixed_precision="no",  # the loss has its own autocast
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     atexit.register(torch.distributed.destroy_process_group)

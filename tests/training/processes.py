@@ -20,12 +20,11 @@ from training.teacher import TeacherSettings, in_precision, teacher_loss
 from training.trainer import Loss, Run, TrainingError
 from training.world import World
 
-ITERATIONS, BATCH, COUNTS = 6, 24, (0, 1, 4)
+ITERATIONS, BATCH, COUNTS = 4, 24, (0, 1, 4)
 WAYS: dict[str, tuple[bool, dict[str, int | bool]]] = {  # shard, how Run.spread is asked
     "all in each": (False, {}),
     "turns": (False, {"turns": 2}),
-    "sharded": (True, {}),
-    "sharded turns": (True, {"turns": 4, "checkpointing": True}),
+    "sharded": (True, {"turns": 4, "checkpointing": True}),
 }
 """Ways to spread the same training."""
 
@@ -33,7 +32,7 @@ WAYS: dict[str, tuple[bool, dict[str, int | bool]]] = {  # shard, how Run.spread
 def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss, int]:
     """Return a run of a teacher without dropout, its loss, and the parts of its batch."""
     given = {
-        "preset": "tiny8",
+        "preset": "debug",
         "iterations": 2 * ITERATIONS,
         "batch": BATCH,
         "warmup": 2,
@@ -42,7 +41,7 @@ def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss,
     }
     settings = TeacherSettings.model_validate(given | changes)
     torch.manual_seed(settings.seed)
-    network = UViT(PRESETS["tiny8"].model_copy(update={"slots": (10,)}))
+    network = UViT(PRESETS["debug"].model_copy(update={"slots": (10,)}))
     run = Run(network, settings, folder, settings=settings.model_dump(mode="json"))
     return run, lambda network, x, condition, _, draws: teacher_loss(settings, network, x, condition, draws), 1
 
