@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.uvit import UViT, UViTConfig
+from diffusion.uvit import TransformerBlock, UViT, UViTConfig
 from training.world import blocks
 
 WEIGHT, GRADIENT, MOMENTS, AVERAGE, HALF = 4, 4, 8, 4, 2
@@ -135,8 +135,14 @@ def kept(config: UViTConfig, *, checkpointing: bool = False) -> tuple[int, int]:
 
 
 def _kept(config: UViTConfig, batch: int, checkpointing: bool) -> int:
-    with FakeTensorMode():
+    with torch.device("meta"):
         network = UViT(config)
+    with FakeTensorMode():
+        for module in network.modules():
+            if isinstance(module, TransformerBlock):
+                module.fused_on = ("cpu",)  # keeps what a GPU's kernel does
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(value.shape)))
         own = {value.untyped_storage()._cdata for value in network.parameters()}
         inside = {block: _Kept() for block in blocks(network)} if checkpointing else {}
         outside = _Kept()

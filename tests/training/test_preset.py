@@ -20,9 +20,9 @@ PARAMETERS = {  # what the paper prints, and ours
     "imagenet64-large": (1.23e9, 1_243_353_091),
     "imagenet128-small": (397e6, 397_407_235),
     "imagenet128-large": (1.25e9, 1_253_576_707),
-    "text-to-image": (None, 4_330_000_000),
-    "cifar10": (None, 22_000_000),
-    "debug": (None, 100_000),
+    "text-to-image": (None, 4_325_541_132),
+    "cifar10": (None, 22_487_171),
+    "debug": (None, 141_057),
 }
 CELLS = [
     f"imagenet{resolution}-{size}-{method}-{steps}"
