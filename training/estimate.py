@@ -61,6 +61,11 @@ class Work:
     checkpointing: bool = False
 
     @property
+    def evaluations(self) -> int:
+        """What training on an image costs, in forward passes; a backward pass is two, and one more where it computes again."""
+        return 3 + self.targets + self.teacher + self.checkpointing
+
+    @property
     def micro_batch(self) -> int:
         """Images that a process computes at a time."""
         return self.batch // (self.processes * self.turns)
@@ -91,7 +96,7 @@ def estimate(work: Work) -> Estimate:
         network = UViT(work.network)
     parameters = sum(value.numel() for value in network.parameters())
     forward = operations(network)
-    image = forward * (3 + work.targets + work.teacher + work.checkpointing)
+    image = forward * work.evaluations
     return Estimate(
         parameters=parameters,
         forward=forward,
@@ -201,7 +206,7 @@ def describe(settings: dict[str, Any], work: Work, gpu: Gpu, utilisation: float,
     memory = sum(found.memory.values())
     split = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in found.memory.items())
     turns = f" in {work.turns} turns of {work.micro_batch}" if work.turns > 1 else ""
-    evaluations = f"{found.image / found.forward:.0f} times a forward pass of {found.forward / 1e9:,.3g} GFLOP"
+    evaluations = f"{work.evaluations} times a forward pass of {found.forward / 1e9:,.3g} GFLOP"
     hours = found.hours(gpu, work.processes, utilisation)
     each = f" each, {runs * hours:,.3g} for all {runs}" if runs > 1 else ""
     return "\n".join(

@@ -90,10 +90,10 @@ def test_every_cell_of_the_papers_table_is_a_preset_of_its_own_objective(name: s
 def test_flags_come_before_the_preset_and_the_preset_before_defaults(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    assert not call(monkeypatch, "train", "--preset", "imagenet64-small", "--lr", 3e-5, "--family", "f", "--dry-run")
+    assert not call(monkeypatch, "train", "--preset", "cifar10", "--lr", 3e-5, "--family", "f", "--dry-run")
     told = dict(line.split(" = ") for line in capsys.readouterr().out.split("\n\n")[0].splitlines())
-    assert (json.loads(told["lr"]), json.loads(told["batch"]), json.loads(told["drop_slot"])) == (3e-5, 2048, 0.0)
-    assert not call(monkeypatch, "train", "--preset", "small64", "--family", "f", "--dry-run")  # a network alone
+    assert (json.loads(told["lr"]), json.loads(told["batch"]), json.loads(told["drop_slot"])) == (3e-5, 512, 0.0)
+    assert not call(monkeypatch, "train", "--preset", "tiny32", "--family", "f", "--dry-run")  # a network alone
     told = dict(line.split(" = ") for line in capsys.readouterr().out.split("\n\n")[0].splitlines())
     assert json.loads(told["batch"]) == 32
 
