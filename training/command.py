@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -92,8 +91,10 @@ class Spreading(Command):
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """The fraction of the GPUs' peak in a dry run. The paper's runs had 0.38 to 0.46 of their TPUs'; small networks have less."""
 
-    settings_of_preset: ClassVar[Callable[[str], dict[str, Any]]]
-    """From the name of a preset to its settings of this command."""
+    @staticmethod
+    def settings_of_preset(name: str) -> dict[str, Any]:
+        """Return a preset's settings of this command."""
+        raise NotImplementedError
 
     @classmethod
     def settings_customise_sources(

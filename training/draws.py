@@ -21,7 +21,7 @@ class Draws(torch.Generator):
 
     def __new__(cls, device: torch.device | str, *, seed: int, share: Share) -> "Draws":
         """Make a generator on the device."""
-        return super().__new__(cls, device)
+        return super().__new__(cls, device)  # type: ignore[call-arg]
 
     def __init__(self, device: torch.device | str, *, seed: int, share: Share):
         """seed: the same for every share of the batch."""

@@ -187,7 +187,7 @@ def _watch(block: nn.Module, within: _Kept, outside: _Kept) -> None:
         with within:
             return forward(*inputs)
 
-    block.forward = watched  # type: ignore[method-assign]
+    block.forward = watched
 
 
 def _inputs(config: UViTConfig, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -113,7 +113,7 @@ class Run:
         self._outline = _outline(self.network) if world.sharded else None
         for block in blocks(self.network):
             if checkpointing:
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
             if compiled:
                 block.compile()
         if compiled:  # random numbers as without it, or f(z_s, s) and f(z_t, t) might get other dropout masks

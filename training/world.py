@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class World:
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # the only one it shards
         for block in blocks(network):
             fully_shard(block, mesh=mesh)
-        return fully_shard(network, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        return network
 
     def accumulating(self, network: nn.Module, *, last: bool) -> AbstractContextManager:
         """Put off the exchange of gradients to the last turn, where every process holds all of them."""
@@ -94,17 +95,17 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
-def whole(value: Tensor) -> Tensor:
+def whole(value: Any) -> Tensor:
     """Return a tensor that may be sharded as a whole one; all processes ask for it together."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def local(value: Tensor) -> Tensor:
+def local(value: Any) -> Tensor:
     """Return this process's part of a tensor that may be sharded."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
-def sharded_like(value: Tensor, like: Tensor) -> Tensor:
+def sharded_like(value: Tensor, like: Any) -> Tensor:
     """Return a whole tensor, the same in every process, as another one is sharded, if it is."""
     if not hasattr(like, "full_tensor") or value.shape != like.shape:
         return value

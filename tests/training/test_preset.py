@@ -120,10 +120,10 @@ def test_the_files_are_packaged():
     assert 'training = ["presets/*.toml"]' in table
 
 
-def test_the_debug_preset_makes_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_debug_preset_cut_short_makes_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     family = ["--family", tmp_path / "debug", "--runs", tmp_path / "runs", "--device", "cpu"]
-    assert not call(monkeypatch, "train", "--preset", "debug", *family)
-    assert not call(monkeypatch, "distill", "--preset", "debug-ct-2", *family)
+    assert not call(monkeypatch, "train", "--preset", "debug", "--iterations", 10, *family)
+    assert not call(monkeypatch, "distill", "--preset", "debug-ct-2", "--iterations", 5, *family)
     members = open_family(tmp_path / "debug").manifest.members
     assert [member.name for member in members] == ["teacher", "student-2"]
     assert members[1].training.settings["method"] == "ct"
