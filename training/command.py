@@ -132,8 +132,8 @@ class Spreading(Command):
             sys.stdout = open(os.devnull, "w")
         return world
 
-    def spread(self, run: Run, world: World, *, parts: int = 1) -> None:
-        """Spread a new run as the flags say; parts of a batch that learn different things are equal in every turn."""
+    def spread(self, run: Run, world: World, *, parts: tuple[int, ...] = (1,)) -> None:
+        """Spread a new run as the flags say; every turn has as much of each of the parts of a batch."""
         run.spread(
             world,
             turns=self.turns(run.schedule.batch, world.size),

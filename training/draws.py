@@ -37,9 +37,11 @@ class Draws(torch.Generator):
         return whole[self._places]
 
     def of_strata(self, count: int) -> Tensor:
-        """Return stratified numbers of `count` images, a whole share or its run of one part."""
+        """Return stratified numbers of `count` images: of the whole share, or of its run of one part."""
         share = self.share
         whole = stratified_uniform(count * share.of, self._common)
+        if count == share.size:
+            return whole[self._places]
         return whole[share.index * count : (share.index + 1) * count]
 
     def of_pixels(self, shape: Sequence[int]) -> Tensor:

@@ -171,7 +171,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
             f"a batch is {settings.batch} images: {settings.batch // len(segments)} of each of {len(segments)} counts"
         )
         run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", world.device)
-        self.spread(run, world, parts=len(segments))
+        self.spread(run, world, parts=(1,) * len(segments))
         run.settings |= data.identity
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Share:
     """One of the equal shares of a global batch: what one process computes at a time.
 
-    In a batch whose equal parts learn different things (one network for the whole dial) every share has as much of each part.
+    Of a batch whose parts learn different things (one network for the whole dial) every share has as much of each part.
     """
 
     batch: int
@@ -16,16 +16,17 @@ class Share:
     """Which share, from 0."""
     of: int = 1
     """How many shares there are: processes times turns."""
-    parts: int = 1
-    """Equal parts of the batch that learn different things."""
+    parts: tuple[int, ...] = (1,)
+    """Parts of the batch that learn different things, in order: how large each is in proportion to the others."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a batch that cannot be shared equally."""
-        if self.batch % (self.of * self.parts):
-            parts = f" of {self.parts} equal parts" if self.parts > 1 else ""
+        least = self.of * sum(self.parts)
+        if self.batch % least:
+            parts = f", each with its part of {sum(self.parts)}," if sum(self.parts) > 1 else ""
             raise ValueError(
-                f"a batch of {self.batch}{parts} cannot be divided equally among {self.of} shares (processes times turns); "
-                f"{self.of * self.parts} must divide it"
+                f"a batch of {self.batch} cannot be divided equally among {self.of} shares (processes times turns){parts} "
+                f"unless {least} divides it"
             )
 
     @property
@@ -36,9 +37,13 @@ class Share:
     @property
     def runs(self) -> list[range]:
         """The share's places in the batch: a run of each part."""
-        run = self.size // self.parts
-        firsts = range(self.index * run, self.batch, self.batch // self.parts)
-        return [range(first, first + run) for first in firsts]
+        runs, first = [], 0
+        for part in self.parts:
+            images = self.batch * part // sum(self.parts)
+            run = images // self.of
+            runs.append(range(first + self.index * run, first + (self.index + 1) * run))
+            first += images
+        return runs
 
     @property
     def places(self) -> list[int]:

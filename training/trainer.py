@@ -95,11 +95,17 @@ class Run:
         )
 
     def spread(
-        self, world: World, *, turns: int = 1, parts: int = 1, checkpointing: bool = False, compiled: bool = False
+        self,
+        world: World,
+        *,
+        turns: int = 1,
+        parts: tuple[int, ...] = (1,),
+        checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Have a new run trained by the processes of a world, each taking its images of a batch in equal turns.
 
-        parts: equal parts of a batch that learn different things.  checkpointing: keep the inputs of blocks alone for
+        parts: of a batch that learn different things, by their sizes.  checkpointing: keep the inputs of blocks alone for
         the backward pass and compute what is in them again.  compiled: compile blocks by torch.compile.
         Raises TrainingError when the batch cannot be shared equally.
         """

@@ -29,7 +29,7 @@ WAYS: dict[str, tuple[bool, dict[str, int | bool]]] = {  # shard, how Run.spread
 """Ways to spread the same training."""
 
 
-def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss, int]:
+def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss, tuple[int, ...]]:
     """Return a run of a teacher without dropout, its loss, and the parts of its batch."""
     given = {
         "preset": "debug",
@@ -43,20 +43,20 @@ def teacher(folder: Path, family: Family, **changes: object) -> tuple[Run, Loss,
     torch.manual_seed(settings.seed)
     network = UViT(PRESETS["debug"].model_copy(update={"slots": (10,)}))
     run = Run(network, settings, folder, settings=settings.model_dump(mode="json"))
-    return run, lambda network, x, condition, _, draws: teacher_loss(settings, network, x, condition, draws), 1
+    return run, lambda network, x, condition, _, draws: teacher_loss(settings, network, x, condition, draws), (1,)
 
 
-def whole(folder: Path, family: Family) -> tuple[Run, Loss, int]:
+def whole(folder: Path, family: Family) -> tuple[Run, Loss, tuple[int, ...]]:
     """Return a run of a student for the whole dial, its loss, and the parts of its batch."""
     settings = StudentSettings(
         iterations=2 * ITERATIONS, batch=BATCH, warmup=2, lr=1e-3, precision="fp32", guidance=1.0
     )
     run = new_whole_run(settings, COUNTS, family, folder, torch.device("cpu"))
     asked = in_precision(family.network("teacher"), "fp32")
-    return run, lambda *batch: whole_loss(settings, COUNTS, family, asked, *batch), len(COUNTS)
+    return run, lambda *batch: whole_loss(settings, COUNTS, family, asked, *batch), (1,) * len(COUNTS)
 
 
-KINDS: dict[str, Callable[..., tuple[Run, Loss, int]]] = {"teacher": teacher, "whole": whole}
+KINDS: dict[str, Callable[..., tuple[Run, Loss, tuple[int, ...]]]] = {"teacher": teacher, "whole": whole}
 
 
 def trained(run: Run, loss: Loss, data: DataSet, iterations: int = ITERATIONS) -> list[float]:

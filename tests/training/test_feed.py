@@ -61,16 +61,16 @@ def test_ranks_get_equal_slices_of_the_batch_that_one_process_gets(folder: Path,
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_turns_get_the_batch_one_after_another_and_equal_runs_of_each_of_its_parts(folder: Path, workers: int):
-    shares = [Share(6, turn, 3, parts=2) for turn in range(3)]
+    shares = [Share(6, turn, 3, parts=(1, 1)) for turn in range(3)]
     turns = read(folder, range(1, 4), shares, workers)
     for iteration, whole in enumerate(read(folder, range(1, 4))):
         first, second = zip(*(turn.chunk(2) for turn in turns[3 * iteration : 3 * iteration + 3]), strict=True)
         assert torch.equal(torch.cat([*first, *second]), whole)
 
 
-@pytest.mark.parametrize(("of", "parts"), [(4, 1), (3, 4), (7, 1)])
-def test_a_batch_that_cannot_be_divided_is_refused(of: int, parts: int):
-    with pytest.raises(ValueError, match=f"a batch of 6 .*{of} shares .* {of * parts} must divide it"):
+@pytest.mark.parametrize(("of", "parts"), [(4, (1,)), (3, (1, 3)), (7, (1,))])
+def test_a_batch_that_cannot_be_divided_is_refused(of: int, parts: tuple[int, ...]):
+    with pytest.raises(ValueError, match=f"a batch of 6 .*{of} shares .*unless {of * sum(parts)} divides it"):
         Share(6, 0, of, parts)
 
 

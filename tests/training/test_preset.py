@@ -56,15 +56,16 @@ def test_the_settings_of_every_preset_are_settings_of_the_commands_and_nearly_al
     wanted = teacher_settings(name)
     assert wanted.items() <= teacher.model_dump(mode="json").items()
     left_out = set(TeacherSettings.model_fields) - set(wanted)
-    assert left_out <= {"preset", "noise_resolution", "noise_resolution_end"}
+    assert left_out <= {"preset", "noise_resolution", "noise_resolution_end", "poolings"}
     methods = [method for method in METHODS if name != "text-to-image" or method == "cd"]
     for method in methods:
         student = Distill(preset=f"{name}-{method}", family=Path("f"))
         wanted = student_settings(f"{name}-{method}")
         assert wanted.items() <= student.model_dump(mode="json").items() and student.method == method
-        of_distillation = {"guidance", "teacher_rule", "x_var", "eta"} if method == "ct" else {"guidance"}
-        left_out = set(StudentSettings.model_fields) - set(wanted)
-        assert left_out <= of_distillation | {"distance", "huber_epsilon"}, "a preset states what it is"
+        of_distillation = {"guidance", "teacher_rule", "x_var", "eta"}
+        left_out = set(StudentSettings.model_fields) - set(wanted) - of_distillation
+        options = {"distance", "huber_epsilon", "taught_by", "guidance_range", "teacher_steps", "poolings", "weights"}
+        assert left_out <= options, "a preset states what it is"
 
 
 @pytest.mark.parametrize("name", CELLS)
