@@ -132,6 +132,9 @@ class ResBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """An MLP whose hidden layer is FiLM-ed, then self-attention with normed queries and keys; both residual, zero at first."""
 
+    fused_on: tuple[str, ...] = ("cuda",)
+    """Devices where attention is one kernel. At a few hundred tokens the CPU's is slower than the formula, above all backwards."""
+
     def __init__(self, channels: int, *, embedding: int, dropout: float, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
@@ -157,9 +160,9 @@ class TransformerBlock(nn.Module):
         batch, tokens, channels = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = self.norm_q(q), self.norm_k(k)
-        if x.is_cuda:
+        if x.device.type in self.fused_on:
             h = F.scaled_dot_product_attention(q, k, v)
-        else:  # at a few hundred tokens the CPU's flash kernel is slower than the plain formula, above all backwards
+        else:
             h = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, dim=-1) @ v
         return h.transpose(1, 2).reshape(batch, tokens, channels)
 
@@ -200,6 +203,9 @@ def _upsample(x: Tensor) -> Tensor:
 
 class UViT(nn.Module):
     """The network.  v = UViT(z_t, logsnr_t, condition); build under ``torch.device("meta")`` to count without memory."""
+
+    _no_split_modules = ("ResBlock", "TransformerBlock")
+    """The blocks that are sharded, compiled and computed again whole, by the name that libraries look for."""
 
     def __init__(self, config: UViTConfig):
         super().__init__()
@@ -341,6 +347,27 @@ PRESETS: dict[str, UViTConfig] = {
     "imagenet64-large": _imagenet(resolution=64, width=2, dropout=0.1, everywhere=True),
     "imagenet128-small": _imagenet(resolution=128, width=1, dropout=0.1, everywhere=False),
     "imagenet128-large": _imagenet(resolution=128, width=2, dropout=0.1, everywhere=True),
+    # the paper's third one, without what reads text; the patch is inferred from its speed (training/presets/text-to-image.toml)
+    "text-to-image": UViTConfig(
+        resolution=512,
+        patch=2,
+        levels=(
+            Level(kind="res", channels=128),
+            Level(kind="res", channels=256),
+            Level(kind="res", channels=1024),
+            Level(kind="transformer", channels=2048),
+        ),
+        mid=Level(kind="transformer", channels=4096, blocks=16, dropout=0.1),
+    ),
+    # for CIFAR-10: 22 M, about an hour on one GPU for a teacher and its students
+    "cifar10": UViTConfig(
+        resolution=32,
+        levels=(Level(kind="res", channels=128, blocks=2), Level(kind="transformer", channels=256, blocks=2)),
+        mid=Level(kind="transformer", channels=384, blocks=6, dropout=0.1),
+        embedding=256,
+        head_dim=64,
+        slots=(10,),
+    ),
     # for the bundled 32x32 family: 3.9 M parameters, made for a CPU
     "small32": UViTConfig(
         resolution=32,
@@ -371,6 +398,16 @@ PRESETS: dict[str, UViTConfig] = {
         head_dim=64,
         norm="layer",
     ),
+    # the smallest: everything once, in less than a minute on one core
+    "debug": UViTConfig(
+        resolution=8,
+        channels=1,
+        levels=(Level(kind="res", channels=32, blocks=1),),
+        mid=Level(kind="transformer", channels=64, blocks=1),
+        embedding=64,
+        head_dim=32,
+        norm="layer",
+    ),
     # for 8x8 digits and tests: seconds on a CPU
     "tiny8": UViTConfig(
         resolution=8,
@@ -382,5 +419,5 @@ PRESETS: dict[str, UViTConfig] = {
         norm="layer",
     ),
 }
-"""The paper's four networks (parameter counts 394,130,435; 1,243,353,091; 397,407,235; 1,253,576,707) and small ones
-whose slots are filled in by the data."""
+"""The paper's networks (ImageNet: 394,130,435; 1,243,353,091; 397,407,235; 1,253,576,707 parameters) and small ones. In a
+family the slots are those of its data."""

@@ -224,7 +224,7 @@ class Laboratory:
         with batches as following:
             for _ in range(2):  # the first warms up
                 began = time.perf_counter()
-                run.step(next(following), loss)
+                run.step(following, loss)
         return (time.perf_counter() - began) / settings.batch
 
     def _keep(self, row: Ablation) -> None:

@@ -1,5 +1,8 @@
 """What the commands of training share: a settings class whose fields are flags and whose attribute docstrings are their help."""
 
+import os
+import sys
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,8 +14,11 @@ from diffusion.condition import PromptConditioning
 from diffusion.family import Family, FamilyError
 from training.datasets import DataError, DataSet
 from training.decoding import Augmentation
+from training.estimate import GPUS, Work, describe
 from training.opening import open_data
-from training.trainer import TrainingError
+from training.preset import PresetSource
+from training.trainer import Run, Schedule, TrainingError
+from training.world import World
 
 W = TypeVar("W", bound=str)
 FAILURES = (FamilyError, DataError, TrainingError)
@@ -62,6 +68,79 @@ class Reading(Command):
     def augmentation(self) -> Augmentation:
         """What is done to images."""
         return Augmentation(flip=self.flip, crop=self.crop)
+
+
+class Spreading(Command):
+    """How a training is spread over processes, turns and memory. None of it changes what is learnt."""
+
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images that a process computes at a time; its part of the batch takes as many turns as it needs. By default, all at once."""
+    shard: bool = False
+    """Among several processes, keep a part of weights, gradients, moments and average in each (FSDP2), not all in each (DDP)."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into the network's blocks for the backward pass and compute the rest again: less memory, a third
+    more work."""
+    compile: bool = False
+    """Compile the network's blocks by torch.compile. The first iterations take minutes."""
+    dry_run: bool = False
+    """Print all settings, and an estimate of parameters, memory, arithmetic and hours, and end. Nothing is read but the preset."""
+    gpu: Literal[tuple(GPUS)] = "h100"  # type: ignore[valid-type]
+    """The GPU of a dry run's hours."""
+    gpus: int | None = Field(default=None, ge=1)
+    """How many of them; by default as many as there are processes."""
+    utilisation: float = Field(default=0.4, gt=0, le=1)
+    """The fraction of the GPUs' peak in a dry run. The paper's runs had 0.38 to 0.46 of their TPUs'; small networks have less."""
+
+    @staticmethod
+    def settings_of_preset(name: str) -> dict[str, Any]:
+        """Return a preset's settings of this command."""
+        raise NotImplementedError
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take from the preset what no flag says."""
+        return (init_settings, PresetSource(settings_cls, cls.settings_of_preset))
+
+    def turns(self, batch: int, processes: int) -> int:
+        """Return in how many turns a process takes its part of a batch.  Raises TrainingError where that is no whole number."""
+        mine = batch // processes
+        if self.micro_batch and mine % self.micro_batch:
+            raise TrainingError(
+                f"--micro-batch {self.micro_batch} does not divide the {mine} images that each of {processes} process(es) has "
+                f"of a batch of {batch}"
+            )
+        return mine // self.micro_batch if self.micro_batch else 1
+
+    def told(self, settings: Schedule, work: Work, runs: int = 1) -> str:
+        """Return the settings of a training and what it takes, as text."""
+        processes = self.gpus or int(os.environ.get("WORLD_SIZE", 1))
+        work = replace(
+            work,
+            processes=processes,
+            turns=self.turns(work.batch, processes),
+            shard=self.shard and processes > 1,
+            checkpointing=self.activation_checkpointing,
+        )
+        return describe(settings.model_dump(mode="json"), work, GPUS[self.gpu], self.utilisation, runs)
+
+    def world(self, device: str) -> World:
+        """Join the processes that train together.  Of several, all but the first are silent from here on, but for errors."""
+        world = World(choose_device(device), shard=self.shard)
+        if not world.main:
+            sys.stdout = open(os.devnull, "w")
+        return world
+
+    def spread(self, run: Run, world: World, *, parts: tuple[int, ...] = (1,)) -> None:
+        """Spread a new run as the flags say; every turn has as much of each of the parts of a batch."""
+        run.spread(
+            world,
+            turns=self.turns(run.schedule.batch, world.size),
+            parts=parts,
+            checkpointing=self.activation_checkpointing,
+            compiled=self.compile,
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Data as batches that are pure functions of (seed, position), so that a resumed run sees what it would have seen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,17 @@ class Pixels:
     """int64 (B, slots)."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(name, reason) of images that should have been here and cannot be used."""
+
+
+def joined(pixels: Sequence[Pixels]) -> Pixels:
+    """Return batches that were read one after another as one."""
+    if len(pixels) == 1:
+        return pixels[0]
+    return Pixels(
+        np.concatenate([read.images for read in pixels]),
+        np.concatenate([read.conditions for read in pixels]),
+        tuple(skipped for read in pixels for skipped in read.skipped),
+    )
 
 
 class DataSet:

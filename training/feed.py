@@ -2,14 +2,15 @@
 
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets import Batch, DataError, DataSet, Pixels
+from training.datasets import Batch, DataError, DataSet, Pixels, joined
+from training.share import Share
 
 MOST_WORKERS = 8
 """Processes that are started without being asked for."""
@@ -20,8 +21,12 @@ class FeedError(DataError):
 
 
 def usual_workers(data: DataSet) -> int:
-    """Return how many processes should read ahead: none for what is in memory or drawn, else one a core but the trainer's."""
+    """Return how many processes should read ahead: none for what is in memory or drawn, else one a core but the trainer's.
+
+    Trainers on one machine (torchrun says how many) have equal parts of its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(MOST_WORKERS, max(1, cores - 1)) if data.decodes else 0
 
 
@@ -34,19 +39,17 @@ def feed(
     iterations: range,
     device: torch.device | str = "cpu",
     workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    shares: Sequence[Share] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Lend the batches of these iterations, in order, as tensors on the device.
 
-    Iteration i has images i * batch .. (i + 1) * batch of the seed's stream; of these, rank r of a world of R processes gets
-    the r-th of R equal slices.  `workers` processes read ahead, 0 reads when asked.  Raises ValueError for a batch that is no
-    multiple of the world, DataError for data that cannot be used, FeedError when a reading process dies.
+    Iteration i has images i * batch .. (i + 1) * batch of the seed's stream; the shares say which of these come here, turn
+    by turn, by default all of them at once.  `workers` processes read ahead, 0 reads when asked.  Raises DataError for data
+    that cannot be used, FeedError when a reading process dies.
     """
-    if batch % world:
-        raise ValueError(f"a batch of {batch} cannot be divided equally among {world} processes")
-    read = _Slices(data, batch, seed, rank, world)
-    batches = _read(_loader(read, iterations, workers) if workers else map(read.__getitem__, iterations), data, device)
+    read = _Shares(data, seed, shares or [Share(batch)])
+    order = range(iterations.start * read.turns, iterations.stop * read.turns)
+    batches = _read(_loader(read, order, workers) if workers else map(read.__getitem__, order), data, device)
     try:
         yield batches
     except RuntimeError as error:
@@ -66,10 +69,10 @@ def _read(pixels: Iterable[Pixels | DataError], data: DataSet, device: torch.dev
         yield data.tensors(read, device)
 
 
-def _loader(read: "_Slices", iterations: range, workers: int) -> DataLoader:
+def _loader(read: "_Shares", order: range, workers: int) -> DataLoader:
     return DataLoader(
         read,
-        sampler=iterations,
+        sampler=order,
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
@@ -78,17 +81,18 @@ def _loader(read: "_Slices", iterations: range, workers: int) -> DataLoader:
     )
 
 
-class _Slices(Dataset):
-    """What one rank reads at each iteration; an error that speaks of data is handed over, not raised in another process."""
+class _Shares(Dataset):
+    """What one rank reads, turn by turn; an error that speaks of data is handed over, not raised in another process."""
 
-    def __init__(self, data: DataSet, batch: int, seed: int, rank: int, world: int):
-        self._data, self._seed, self._batch = data, seed, batch
-        self._count, self._offset = batch // world, rank * (batch // world)
+    def __init__(self, data: DataSet, seed: int, shares: Sequence[Share]):
+        self._data, self._seed, self._shares, self.turns = data, seed, shares, len(shares)
 
-    def __getitem__(self, iteration: int) -> Pixels | DataError:
-        start = iteration * self._batch + self._offset
+    def __getitem__(self, turn: int) -> Pixels | DataError:
+        iteration, turn = divmod(turn, self.turns)
+        share = self._shares[turn]
+        first = iteration * share.batch
         try:
-            return self._data.pixels(start, self._count, seed=self._seed)
+            return joined([self._data.pixels(first + run.start, len(run), seed=self._seed) for run in share.runs])
         except DataError as error:
             return error
 

@@ -2,26 +2,30 @@
 
 from pathlib import Path
 
-import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from diffusion import provenance
-from diffusion.family import Family, open_family
+from diffusion.family import MANIFEST, Family, open_family
+from diffusion.uvit import PRESETS
 from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
-from training.command import Command, Reading, choose_device, data_of, integers, words
+from training.command import Command, Reading, Spreading, choose_device, data_of, integers, words
 from training.datasets import DataSet
+from training.estimate import Work
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
+from training.preset import network_of, student_settings, teacher_settings
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run, taught_by
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
+from training.world import World
 from training.yardstick import Evaluation
 
 
-class Train(TeacherSettings, Reading):  # type: ignore[misc]
+class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     """Train a diffusion teacher on data and write it as a new family. The same command again resumes where it was."""
 
+    settings_of_preset = staticmethod(teacher_settings)
     data: str = "shapes"
     """"shapes" and "scenes" (drawn on demand, prompts), "digits" (scikit-learn's, labels); or a path: a folder of images, one
     subfolder per class for labels; WebDataset shards; a Hugging Face data set, parquet or arrow; an .npz; CIFAR-10's folder."""
@@ -40,13 +44,18 @@ class Train(TeacherSettings, Reading):  # type: ignore[misc]
     def cli_cmd(self) -> None:
         """Train, then write the family."""
         settings = TeacherSettings.model_validate(self.model_dump(include=set(TeacherSettings.model_fields)))
-        device = choose_device(self.device)
-        data = open_captioned(self.data, self.resolution, self.augmentation, self.prompts)
+        if self.dry_run:
+            print(self.told(settings, Work(PRESETS[self.preset], settings.batch, settings.iterations)))
+            return
+        world = self.world(self.device)
+        with world.first():
+            data = open_captioned(self.data, self.resolution, self.augmentation, self.prompts)
         print(data)
         name = self.family.resolve().name
         guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
-        run = new_teacher_run(settings, data, self.runs / name / "teacher", device)
+        run = new_teacher_run(settings, data, self.runs / name / "teacher", world.device)
+        self.spread(run, world)
         if is_trained(self.family, "teacher", run):
             print(f"family {name} has this teacher already")
             return
@@ -57,17 +66,23 @@ class Train(TeacherSettings, Reading):  # type: ignore[misc]
             draw=progress_grid(empty, data),
             workers=self.workers,
         )
-        record = training_record(run, data, provenance.command())
-        family = add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
-        print(f"wrote the teacher of family {family.name}; next: stepdial distill --family {self.family}")
+        if world.main:
+            record = training_record(run, data, provenance.command())
+            add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
+        world.wait()
+        print(f"wrote the teacher of family {name}; next: stepdial distill --family {self.family}")
 
 
-class Distill(StudentSettings, Reading):  # type: ignore[misc]
+class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     """Distil a family's teacher into students, one after another, and write them into the family. Resumes as train does.
 
     Several of these may run side by side for different steps.
     """
 
+    settings_of_preset = staticmethod(student_settings)
+    preset: str | None = None
+    """Settings for what no flag says, from training/presets/: a preset that has students, as imagenet64-small, with -cd or -ct
+    and a step count or without, as imagenet64-small-cd-4."""
     family: Path
     """Folder of the family."""
     steps: str = "1,2,4,8,16"
@@ -88,57 +103,91 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
 
+    @field_validator("preset")
+    @classmethod
+    def _is_known(cls, preset: str | None) -> str | None:
+        if preset:
+            student_settings(preset)
+        return preset
+
     def cli_cmd(self) -> None:
         """Distil each student."""
-        family, device = open_family(self.family), choose_device(self.device)
+        counts = integers(self.steps, "steps")
+        segments = tuple([0] * self.teacher_part + counts)
+        if self.dry_run:
+            print(self._plan(segments))
+            return
+        family, world = open_family(self.family), self.world(self.device)
         if family.manifest.teacher is None:
             raise SystemExit(f"family {family.name!r} has no teacher to distil")
         if self.teacher_part and not self.whole:
             raise SystemExit("--teacher-part is for one network for the whole dial; give --whole too")
         if self.weights and not self.whole:
             raise SystemExit("--weights is for one network for the whole dial; give --whole too")
-        counts = integers(self.steps, "steps")
         if self.whole:
-            self._distil_whole((0, *counts) if self.teacher_part else tuple(counts), family, device)
+            self._distil_whole(segments, family, world)
             return
         for steps in reversed(counts) if self.method == "pd" else counts:
-            self._distil(steps, open_family(self.family), device)
+            self._distil(steps, open_family(self.family), world)
 
-    def _settings(self, family: Family, counts: int | tuple[int, ...]) -> StudentSettings:
+    def _plan(self, segments: tuple[int, ...]) -> str:
+        """Return what a dry run says: of the family's network if it is there, else of the preset's."""
+        family = open_family(self.family) if (self.family / MANIFEST).exists() or not self.preset else None
+        settings = self._settings(family, segments if self.whole else segments[-1])
+        teacher = family.manifest.teacher if family else None
+        network = teacher.network if teacher else PRESETS[network_of(self.preset or "")]
+        if self.whole:
+            network = network.model_copy(update={"segments": segments})
+        twice = settings.method == "pd"  # the teacher says the target, too
+        asks = (2 if settings.guidance or settings.guidance_range else 1) * (1 + twice) * settings.distils
+        work = Work(network, settings.batch, settings.iterations, targets=1 - twice, teacher=asks)
+        return self.told(settings, work, 1 if self.whole else len(segments))
+
+    def _settings(self, family: Family | None, counts: int | tuple[int, ...]) -> StudentSettings:
         """The run's settings, the batch rounded up to a multiple of its parts."""
         asked = self.model_dump(include=set(StudentSettings.model_fields))
-        source = taught_by(self, counts, family)
-        default = family.manifest.guidance if source.role == "teacher" else source.guidance
         parts = sum(map(self.weight, counts)) if isinstance(counts, tuple) else 1
         batch = -(-self.batch // parts) * parts
-        guidance = default if self.guidance is None else self.guidance
+        guidance = self._baked(family, counts) if self.guidance is None else self.guidance
         return StudentSettings.model_validate(asked | {"guidance": guidance, "batch": batch})
 
-    def _distil(self, steps: int, family: Family, device: torch.device) -> None:
-        settings = self._settings(family, steps)
-        data = data_of(family, self.data, self.augmentation)
-        run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", device)
+    def _baked(self, family: Family | None, counts: int | tuple[int, ...]) -> float:
+        """The guidance of who teaches: the family's, a student's own, or without a family the preset's."""
+        if family is None:
+            return float(teacher_settings(network_of(self.preset or ""))["teacher_guidance"])
+        source = taught_by(self, counts, family)
+        return family.manifest.guidance if source.role == "teacher" else source.guidance
+
+    def _data(self, family: Family, world: World) -> DataSet:
+        with world.first():
+            return data_of(family, self.data, self.augmentation)
+
+    def _distil(self, steps: int, family: Family, world: World) -> None:
+        settings, data = self._settings(family, steps), self._data(family, world)
+        run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", world.device)
+        self.spread(run, world)
         run.settings |= data.identity
         if is_trained(self.family, f"student-{steps}", run):
             print(f"family {family.name} has this {steps}-step student already")
             return
         if settings.distils:
             print(f"the {steps}-step student is taught by {taught_by(settings, steps, family).name}")
-        loss = distillation(settings, steps, family, device, run)
+        loss = distillation(settings, steps, family, world.device, run)
         draw = progress_grid(family.manifest, data, steps=steps, told=settings.told)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
-    def _distil_whole(self, segments: tuple[int, ...], family: Family, device: torch.device) -> None:
-        settings, data = self._settings(family, segments), data_of(family, self.data, self.augmentation)
-        run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", device)
+    def _distil_whole(self, segments: tuple[int, ...], family: Family, world: World) -> None:
+        settings, data = self._settings(family, segments), self._data(family, world)
+        run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", world.device)
+        self.spread(run, world, parts=tuple(map(settings.weight, segments)))
         run.settings |= data.identity
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")
             return
         print(f"a batch is {settings.batch} images: {_shares(settings, segments)}")
-        loss = distillation(settings, segments, family, device, run)
+        loss = distillation(settings, segments, family, world.device, run)
         draw = progress_grid(family.manifest, data, segments=segments, told=settings.told)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
@@ -147,16 +196,18 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
     def _add(
         self, name: str, steps: int | None, run: Run, settings: StudentSettings, family: Family, data: DataSet
     ) -> None:
-        add_member(
-            self.family,
-            family.manifest,
-            run,
-            name=name,
-            steps=steps,
-            guidance=settings.guidance if settings.distils else 0.0,
-            record=training_record(run, data, provenance.command()),
-            data=data,
-        )
+        if run.world.main:
+            add_member(
+                self.family,
+                family.manifest,
+                run,
+                name=name,
+                steps=steps,
+                guidance=settings.guidance if settings.distils else 0.0,
+                record=training_record(run, data, provenance.command()),
+                data=data,
+            )
+        run.world.wait()
 
 
 def _shares(settings: StudentSettings, segments: tuple[int, ...]) -> str:

@@ -52,7 +52,7 @@ def training_record(run: Run, data: DataSet, command: str) -> TrainingRecord:
         iterations=run.iteration,
         images=run.iteration * run.schedule.batch,
         seconds=round(run.seconds, 1),
-        device=provenance.device_name(next(run.network.parameters()).device),
+        device=(f"{run.world.size} x " if run.world.size > 1 else "") + provenance.device_name(run.device),
         commit=provenance.commit(),
         versions=provenance.versions(),
         finished_at=provenance.now(),

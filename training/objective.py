@@ -36,7 +36,8 @@ from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from diffusion.variance import analytic_variance
 from kernels import addim
 from kernels.rules import MEAN_SQUARE_FLOOR
-from training.times import Times, clean_times, ect_times, halved_times, sample_times, stratified_uniform
+from training.draws import normal, stratified_uniform
+from training.times import Times, clean_times, ect_times, halved_times, sample_times
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v."""
@@ -209,7 +210,7 @@ def diffusion_loss(
 ) -> Tensor:
     """Return each sample's v-loss (B,) at t ~ U(0, 1), stratified: mean squared error of v, at several scales if asked."""
     t = stratified_uniform(len(x), generator)
-    eps = torch.randn(x.shape, generator=generator, device=generator.device)
+    eps = normal(x.shape, generator)
     z_t, logsnr, alpha, sigma = _noised(schedule, t, x, eps)
     v = network(z_t, logsnr, condition).float()
     return mean_square(v - (alpha * eps - sigma * x), poolings)
@@ -260,7 +261,7 @@ def mixed_loss(
     objectives ask the teacher for different things.
     """
     times = mixed_times(objectives, len(x), schedule=schedule, iteration=iteration, generator=generator)
-    eps = torch.randn(x.shape, generator=generator, device=generator.device)
+    eps = normal(x.shape, generator)
     told = draw_guidance(objectives[0], len(x), generator)
     return loss_at(
         network,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT, UViTConfig
 from training.datasets import DataError, DataSet
+from training.draws import uniform
 from training.objective import Network, diffusion_loss
 from training.trainer import Run, Schedule
 
@@ -17,9 +18,12 @@ class TeacherSettings(Schedule):
     """What defines a teacher's training besides its data."""
 
     preset: str = "small32"
-    """Network preset of diffusion/uvit.py; its slots are filled in from the data."""
+    """Network, by its name in diffusion/uvit.py; its slots are filled in from the data. Where training/presets/ has a file
+    of that name, the command takes every setting that no flag gives from it."""
     noise_resolution: int | None = Field(default=None, ge=1)
     """Noise resolution of the cosine schedule; by default the images' resolution, which is the unshifted schedule."""
+    noise_resolution_end: int | None = Field(default=None, ge=1)
+    """Noise resolution at t = 0 of an interpolated schedule, of which noise_resolution is the one at t = 1."""
     drop_condition: float = Field(default=0.1, ge=0, le=1)
     """Fraction of images whose whole condition is hidden, so that guidance has an unconditional network to leave from."""
     drop_slot: float = Field(default=0.05, ge=0, le=1)
@@ -42,7 +46,11 @@ class TeacherSettings(Schedule):
     def noise_schedule(self) -> CosineSchedule:
         """Return the cosine schedule of the family."""
         noise_resolution = self.noise_resolution or self.resolution
-        return CosineSchedule(image_resolution=self.resolution, noise_resolution=noise_resolution)
+        return CosineSchedule(
+            image_resolution=self.resolution,
+            noise_resolution=noise_resolution,
+            noise_resolution_end=self.noise_resolution_end,
+        )
 
     def network(self, data: DataSet) -> UViTConfig:
         """Return the preset fitted to the data.  Raises DataError when resolution or channels do not fit."""
@@ -79,7 +87,7 @@ def teacher_loss(
 
 def hide(condition: Tensor, *, whole: float, each: float, generator: torch.Generator) -> Tensor:
     """Return the condition (B, slots) with all slots set to 0 (none) at rate `whole`, and each one at rate `each`."""
-    draw = torch.rand(len(condition), condition.shape[1] + 1, generator=generator, device=condition.device)
+    draw = uniform(len(condition), condition.shape[1] + 1, generator=generator)
     return torch.where((draw[:, :1] < whole) | (draw[:, 1:] < each), 0, condition)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.schedule import CosineSchedule
+from training.draws import stratified_uniform
 
 ECT_K, ECT_B = 8.0, 1.0
 """k and b of Easy Consistency Tuning's n(sigma) = 1 + k / (1 + exp(b sigma)): wider steps where there is little noise."""
@@ -18,12 +19,6 @@ class Times:
     t: Tensor
     s: Tensor
     t_step: Tensor
-
-
-def stratified_uniform(batch: int, generator: torch.Generator) -> Tensor:
-    """Return (B,) float64 in [0, 1): uniform, one from each of B equal strata, in random order."""
-    offsets = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
-    return (torch.randperm(batch, generator=generator, device=generator.device) + offsets) / batch
 
 
 def sample_times(batch: int, *, student_steps: int, n_teacher: int, generator: torch.Generator) -> Times:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.datasets import DataError, DataSet, Pixels
 from training.decoding import Augmentation
 from training.feed import FeedError, feed, usual_workers
 from training.opening import open_data
+from training.share import Share
 from training.trainer import Run, Schedule, TrainingError, fit
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return album(tmp_path_factory.mktemp("album") / "album", photographs=12)
 
 
-def read(folder: Path, iterations: range, **how: int) -> list[Tensor]:
+def read(folder: Path, iterations: range, shares: Sequence[Share] | None = None, workers: int = 0) -> list[Tensor]:
     data = open_data(str(folder), 8, AUGMENTED)
-    with feed(data, batch=6, seed=1, iterations=iterations, **how) as batches:
+    with feed(data, batch=6, seed=1, iterations=iterations, workers=workers, shares=shares) as batches:
         return [x for x, _ in batches]
 
 
@@ -52,14 +54,24 @@ def test_batches_are_the_same_read_by_no_one_or_two_processes(folder: Path):
 
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_ranks_get_equal_slices_of_the_batch_that_one_process_gets(folder: Path, world: int):
-    ranks = [read(folder, range(4), rank=rank, world=world) for rank in range(world)]
+    ranks = [read(folder, range(4), [Share(6, rank, world)]) for rank in range(world)]
     for iteration, whole in enumerate(read(folder, range(4))):
         assert torch.equal(torch.cat([batches[iteration] for batches in ranks]), whole)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(folder: Path):
-    with pytest.raises(ValueError, match="a batch of 6 cannot be divided equally among 4 processes"):
-        read(folder, range(1), world=4)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_turns_get_the_batch_one_after_another_and_equal_runs_of_each_of_its_parts(folder: Path, workers: int):
+    shares = [Share(6, turn, 3, parts=(1, 1)) for turn in range(3)]
+    turns = read(folder, range(1, 4), shares, workers)
+    for iteration, whole in enumerate(read(folder, range(1, 4))):
+        first, second = zip(*(turn.chunk(2) for turn in turns[3 * iteration : 3 * iteration + 3]), strict=True)
+        assert torch.equal(torch.cat([*first, *second]), whole)
+
+
+@pytest.mark.parametrize(("of", "parts"), [(4, (1,)), (3, (1, 3)), (7, (1,))])
+def test_a_batch_that_cannot_be_divided_is_refused(of: int, parts: tuple[int, ...]):
+    with pytest.raises(ValueError, match=f"a batch of 6 .*{of} shares .*unless {of * sum(parts)} divides it"):
+        Share(6, 0, of, parts)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

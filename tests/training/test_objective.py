@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.schedule import CosineSchedule
 from tests.kernels import paper_equations as paper
+from training.draws import stratified_uniform
 from training.objective import (
     Objective,
     consistency_loss,
@@ -22,7 +23,7 @@ from training.objective import (
     mixed_times,
     teacher_steps,
 )
-from training.times import Times, sample_times, stratified_uniform
+from training.times import Times, sample_times
 
 SCHEDULE = CosineSchedule(image_resolution=64, noise_resolution=32, noise_resolution_end=64)
 SEGMENTS = [1, 2, 4, 8, 16]

@@ -135,7 +135,7 @@ def test_a_student_for_the_whole_dial_begins_as_its_teacher_and_every_count_lear
     for _ in range(
         2
     ):  # the network's last layer begins as zeros in a young teacher: gradients take a step to come through
-        run.step(digit_set.batch(8 * run.iteration, 8, seed=0), loss)
+        run.step(iter([digit_set.batch(8 * run.iteration, 8, seed=0)]), loss)
     assert run.network.segments.weight.any(1).all()
 
 
