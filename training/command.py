@@ -113,7 +113,7 @@ class Spreading(Command):
             )
         return mine // self.micro_batch if self.micro_batch else 1
 
-    def told(self, settings: Schedule, work: Work, runs: int = 1) -> str:
+    def estimated(self, settings: Schedule, work: Work, runs: int = 1) -> str:
         """Return the settings of a training and what it takes, as text."""
         processes = self.gpus or int(os.environ.get("WORLD_SIZE", 1))
         work = replace(

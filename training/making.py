@@ -45,7 +45,7 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         """Train, then write the family."""
         settings = TeacherSettings.model_validate(self.model_dump(include=set(TeacherSettings.model_fields)))
         if self.dry_run:
-            print(self.told(settings, Work(PRESETS[self.preset], settings.batch, settings.iterations)))
+            print(self.estimated(settings, Work(PRESETS[self.preset], settings.batch, settings.iterations)))
             return
         world = self.world(self.device)
         with world.first():
@@ -141,7 +141,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         twice = settings.method == "pd"  # the teacher says the target, too
         asks = (2 if settings.guidance or settings.guidance_range else 1) * (1 + twice) * settings.distils
         work = Work(network, settings.batch, settings.iterations, targets=1 - twice, teacher=asks)
-        return self.told(settings, work, 1 if self.whole else len(segments))
+        return self.estimated(settings, work, 1 if self.whole else len(segments))
 
     def _settings(self, family: Family | None, counts: int | tuple[int, ...]) -> StudentSettings:
         """The run's settings, the batch rounded up to a multiple of its parts."""

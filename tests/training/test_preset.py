@@ -73,7 +73,7 @@ def test_every_cell_of_the_papers_table_is_a_preset_of_its_own_objective(name: s
     student = Distill(preset=name, family=Path("f"))
     steps = int(name.rsplit("-", 1)[1])
     assert student.steps == str(steps) and student.batch == 2048 and student.iterations == 200_000
-    objective = student._settings(None).objective(steps)
+    objective = student._settings(None, steps).objective(steps)
     assert (objective.teacher_steps_start, objective.teacher_steps_end, objective.anneal_iterations) == (
         64,
         1280,
