@@ -85,6 +85,11 @@ class Estimate:
     memory: dict[str, int]
     """Bytes in each process, by what they are for."""
 
+    def room(self, gpu: Gpu, micro_batch: int) -> int:
+        """Return how many images at a time fit into nine tenths of a GPU's memory, from what `micro_batch` of them take."""
+        each = self.memory["activations"] / micro_batch
+        return max(0, int((0.9e9 * gpu.gigabytes - sum(self.memory.values())) / each + micro_batch))
+
     def hours(self, gpu: Gpu, processes: int, utilisation: float) -> float:
         """Return how long that many such GPUs take at this fraction of their peak."""
         return self.total / (gpu.teraflops * 1e12 * utilisation * processes) / 3600
@@ -206,6 +211,8 @@ def describe(settings: dict[str, Any], work: Work, gpu: Gpu, utilisation: float,
     memory = sum(found.memory.values())
     split = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in found.memory.items())
     turns = f" in {work.turns} turns of {work.micro_batch}" if work.turns > 1 else ""
+    room = found.room(gpu, work.micro_batch)
+    fits = f"--micro-batch {room} is about the most" if room else "it does not fit, whatever the --micro-batch"
     evaluations = f"{work.evaluations} times a forward pass of {found.forward / 1e9:,.3g} GFLOP"
     hours = found.hours(gpu, work.processes, utilisation)
     each = f" each, {runs * hours:,.3g} for all {runs}" if runs > 1 else ""
@@ -217,7 +224,7 @@ def describe(settings: dict[str, Any], work: Work, gpu: Gpu, utilisation: float,
             f"batch        {work.batch:,} images, {work.batch // work.processes:,} in each of {work.processes} process(es){turns}",
             f"arithmetic   {found.image / 1e9:,.3g} GFLOP an image: {evaluations}; {found.total / 1e18:,.3g} EFLOP in all",
             f"memory       about {memory / 1e9:,.3g} GB in each process (GB: {split})",
-            f"             of {gpu.gigabytes:g} GB; without the allocator's gaps, communication and CUDA's own",
+            f"             of {gpu.gigabytes:g} GB, without the allocator's gaps, communication and CUDA's own; {fits}",
             f"hours        {hours:,.3g}{each}, on {work.processes} x {gpu.name} at {utilisation:.0%} of {gpu.teraflops:g} TFLOP/s",
             "             an estimate: nothing of it was measured on a GPU",
         ]

@@ -24,14 +24,14 @@ class World:
     Alone, nothing here costs anything, and Accelerate is not imported.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", *, shard: bool = False):
-        """device: this process's, or "cuda" for the GPU of its rank.
+    def __init__(self, device: torch.device | str | None = None, *, shard: bool = False):
+        """device: this process's, or "cuda" for the GPU of its rank; None for this process alone, whatever runs beside it.
 
         shard: keep of weights, gradients, moments and average only a part in each process (FSDP2) instead of all (DDP).
         """
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.size = int(os.environ.get("WORLD_SIZE", 1)) if device is not None else 1
         self.sharded = shard and self.size > 1
-        self.rank, self.device = 0, torch.device(device)
+        self.rank, self.device = 0, torch.device(device or "cpu")
         self._accelerator = _accelerator(self.device) if self.size > 1 else None
         if self._accelerator:
             self.rank, self.device = self._accelerator.process_index, self._accelerator.device

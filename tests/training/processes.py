@@ -60,7 +60,7 @@ KINDS: dict[str, Callable[..., tuple[Run, Loss, tuple[int, ...]]]] = {"teacher":
 
 
 def trained(run: Run, loss: Loss, data: DataSet, iterations: int = ITERATIONS) -> list[float]:
-    """Train a run that is spread already, without fit's checkpoints, and return the loss of each iteration."""
+    """Train a run that is spread already, without fit's checkpoints, and return the loss of each iteration to come."""
     batches = feed(
         data,
         batch=run.schedule.batch,
@@ -96,11 +96,14 @@ def main() -> None:
     for way, (shard, how) in WAYS.items():
         world = World("cpu", shard=shard)
         for kind, begin in KINDS.items():
-            run, loss, parts = begin(folder / way / kind, family)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            run.spread(world, parts=parts, **how)
-            losses[f"{way}, {kind}"] = trained(run, loss, data)
-            run.save()
+            losses[f"{way}, {kind}"] = []
+            for until in (2, ITERATIONS):  # a new run goes on from what the first one saved
+                run, loss, parts = begin(folder / way / kind, family)
+                run.folder.mkdir(parents=True, exist_ok=True)
+                run.spread(world, parts=parts, **how)
+                assert run.resume() == (until > 2)
+                losses[f"{way}, {kind}"] += trained(run, loss, data, until)
+                run.save()
     said = {"losses": losses, "broken": broken(folder, family, data, world), "size": world.size}
     (folder / f"rank{world.rank}.json").write_text(json.dumps(said))
 

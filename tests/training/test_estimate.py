@@ -76,3 +76,11 @@ def test_a_description_has_every_setting_and_says_what_was_not_measured():
     said = describe({"lr": 1e-4, "steps": "1,2"}, Work(PRESETS["debug"], 64, 10), GPUS["l4"], 0.25, runs=2)
     assert 'lr = 0.0001\nsteps = "1,2"\n' in said and "parameters   141,057" in said
     assert "1 x NVIDIA L4 at 25% of 121 TFLOP/s" in said and "nothing of it was measured on a GPU" in said
+
+
+@pytest.mark.parametrize("micro_batch", [1, 10, 50])
+def test_the_room_for_images_does_not_depend_on_how_many_were_asked_for(micro_batch: int):
+    memory = {"weights": 10**9, "activations": 10**8 * micro_batch}
+    found = Estimate(parameters=0, forward=0, image=0, total=0, memory=memory)
+    assert found.room(GPUS["l4"], micro_batch) == 206  # 0.9 * 24 GB, less 1 GB, by 0.1 GB
+    assert Estimate(0, 0, 0, 0, memory | {"weights": 22 * 10**9}).room(GPUS["l4"], micro_batch) == 0

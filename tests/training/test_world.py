@@ -55,7 +55,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, digits_family: Family, digit
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_have_the_losses_and_the_weights_of_one(
+def test_two_processes_that_go_on_from_a_checkpoint_have_the_losses_and_the_weights_of_one(
     way: str, kind: str, pair: tuple[Path, list[dict[str, Any]]], alone: dict[str, tuple[list[float], Run]]
 ):
     folder, said = pair
@@ -142,6 +142,10 @@ def test_one_process_does_without_accelerate():
         "import sys, training.commands; from training.world import World; World(); print('accelerate' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | ALONE, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | ALONE | {"WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.strip() == "False", done.stderr
