@@ -17,6 +17,8 @@ from kernels import last_hop, noise
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count."""
+Decode = Callable[[Tensor], Tensor]
+"""Latents (B, C, H, W) -> images uint8 (B, H, W, C)."""
 
 
 @torch.no_grad()
@@ -31,17 +33,28 @@ def sample(
     shape: tuple[int, int, int],
     guidance: float = 0.0,
     variance: Variance | None = None,
+    decode: Decode | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw one image per row of `condition` (B, slots) and return them as uint8 (B, H, W, C) on `device`.
 
     networks: member name -> network, for the plan's members.  (seed, index) of each image fixes all its noise; shape is
-    (C, H, W); guidance w != 0 evaluates with and without the condition.  The loop never waits for the device.
+    (C, H, W); guidance w != 0 evaluates with and without the condition; decode: of a family that diffuses in latents.  The
+    loop never waits for the device.
     """
     device = torch.device(device)
     condition, z = condition.to(device), noise(seeds, indices, shape, device=device)
     return follow(
-        networks, plan.hops, schedule, z, condition, seeds=seeds, indices=indices, guidance=guidance, variance=variance
+        networks,
+        plan.hops,
+        schedule,
+        z,
+        condition,
+        seeds=seeds,
+        indices=indices,
+        guidance=guidance,
+        variance=variance,
+        decode=decode,
     )
 
 
@@ -58,6 +71,7 @@ def follow(
     taken: int = 0,
     guidance: float = 0.0,
     variance: Variance | None = None,
+    decode: Decode | None = None,
 ) -> Tensor:
     """Take latents z (B, C, H, W) along some of a plan's hops, `taken` of which lie behind them, on z's device.
 
@@ -73,6 +87,8 @@ def follow(
         v, v_uncond = _evaluate(networks[step.member], step, z, logsnr[index, 0], condition, guidance)
         stream = taken + index + 1
         fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
+        if step.s == 0 and decode:
+            return decode(take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond))
         if step.s == 0:
             return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
         z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)

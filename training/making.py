@@ -11,6 +11,7 @@ from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
 from training.command import Command, Reading, choose_device, data_of, integers, words
 from training.datasets import DataSet
+from training.latents import in_latents
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run
@@ -115,8 +116,11 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
         if is_trained(self.family, f"student-{steps}", run):
             print(f"family {family.name} has this {steps}-step student already")
             return
-        loss = distillation(settings, steps, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps), workers=self.workers)
+        autoencoder = family.autoencoder(device)
+        loss = in_latents(distillation(settings, steps, family, device), autoencoder)
+        decode = autoencoder and autoencoder.decode
+        draw = progress_grid(family.manifest, data, steps=steps, decode=decode)
+        fit(run, data, loss, draw=draw, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
@@ -130,8 +134,11 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
         if is_trained(self.family, "whole", run):
             print(f"family {family.name} has this student for the whole dial already")
             return
-        loss = distillation(settings, segments, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments), workers=self.workers)
+        autoencoder = family.autoencoder(device)
+        loss = in_latents(distillation(settings, segments, family, device), autoencoder)
+        decode = autoencoder and autoencoder.decode
+        draw = progress_grid(family.manifest, data, segments=segments, decode=decode)
+        fit(run, data, loss, draw=draw, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
 

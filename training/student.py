@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffusion.family import Family
-from diffusion.uvit import UViT
+from diffusion.family import Family, MemberNetwork
 from training.objective import Network, Objective, mixed_loss
 from training.teacher import hide, in_precision
 from training.trainer import Loss, Run, Schedule, TrainingError
@@ -87,12 +86,14 @@ def new_whole_run(
     return Run(network, settings, folder, settings=recorded(settings, segments, family))
 
 
-def _started(settings: StudentSettings, family: Family, segments: tuple[int, ...], device: torch.device) -> UViT:
+def _started(
+    settings: StudentSettings, family: Family, segments: tuple[int, ...], device: torch.device
+) -> MemberNetwork:
     """Build the teacher's network, with a table of segment counts where there are any, and give it its first weights."""
     teacher = family.manifest.teacher
     assert teacher is not None
     torch.manual_seed(settings.seed)
-    network = UViT(teacher.network.model_copy(update={"segments": segments}))
+    network = family.build(teacher.network.model_copy(update={"segments": segments}))
     if settings.start != "none":
         if settings.start not in {member.name for member in family.manifest.members}:
             raise TrainingError(f"there is no member {settings.start!r} in family {family.name!r} to start from")
@@ -177,6 +178,8 @@ def _loss(
     iteration: int,
     generator: torch.Generator,
 ) -> Tensor:
-    hidden = hide(condition, whole=0.0, each=settings.drop_slot, generator=generator)
+    # a token alone is no word that a prompt could leave open
+    each = 0.0 if family.manifest.text else settings.drop_slot
+    hidden = hide(condition, whole=0.0, each=each, generator=generator)
     schedule = family.manifest.schedule
     return mixed_loss(student, teacher, objectives, schedule, x, hidden, iteration=iteration, generator=generator)

@@ -94,6 +94,7 @@ def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = 
         shape=family.manifest.shape,
         guidance=family.guidance(plan, guidance),
         variance=family.variance,
+        decode=family.decoder(),
     )[0]
 
 

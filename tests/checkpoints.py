@@ -1,0 +1,163 @@
+"""Tiny diffusers pipelines with random weights, written to disk by diffusers itself."""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+"""A U-Net of 8x8 RGB images."""
+LATENT_UNET = UNET | {
+    "sample_size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 12,
+}
+"""A U-Net of 4x4 latents of 4 channels that attends to text."""
+STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+"""Stable Diffusion's noise schedule."""
+
+
+def tiny_unet(seed: int = 0, **changes: Any) -> UNet2DModel:
+    """Return a U-Net of pixels with random weights."""
+    torch.manual_seed(seed)
+    return UNet2DModel(**UNET | changes).eval()
+
+
+def tiny_dit(classes: int = 5) -> DiTTransformer2DModel:
+    """Return a DiT of 4x4 latents that says its variance too, as the published ones do."""
+    torch.manual_seed(0)
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=4,
+        patch_size=2,
+        num_embeds_ada_norm=classes,
+    ).eval()
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    """Return an autoencoder of 8x8 RGB images and 4x4 latents."""
+    torch.manual_seed(1)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+        scaling_factor=0.18215,
+    ).eval()
+
+
+def tiny_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """Return a tokenizer that knows the letters, and 16 tokens a prompt."""
+    words = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase), ",</w>"]
+    vocab = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad, model_max_length=16)
+
+
+def tiny_text_encoder(kind: Any = CLIPTextModel) -> Any:
+    """Return a text encoder of 12 dimensions for `tiny_tokenizer`."""
+    torch.manual_seed(2)
+    count = len(tiny_tokenizer())
+    config = CLIPTextConfig(
+        vocab_size=count,
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=16,
+        bos_token_id=count - 2,
+        eos_token_id=count - 1,
+        pad_token_id=count - 1,
+    )
+    return kind(config).eval()
+
+
+def write_pixels(folder: Path, *, scheduler: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Write a DDPM-style pipeline folder: a UNet2DModel and a DDPMScheduler; return the folder."""
+    DDPMPipeline(tiny_unet(**changes), DDPMScheduler(**scheduler or {})).save_pretrained(folder)
+    return folder
+
+
+def write_dit(folder: Path) -> Path:
+    """Write a class-conditional DiT pipeline folder with an autoencoder; return the folder."""
+    names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark", 3: "tiger shark", 4: "hammerhead"}
+    pipeline = DiTPipeline(tiny_dit(), tiny_autoencoder(), DDIMScheduler(clip_sample=False), id2label=names)
+    pipeline.save_pretrained(folder)
+    # the pipeline's own saving leaves the names out
+    return folder
+
+
+def write_stable(folder: Path) -> Path:
+    """Write a pipeline folder as Stable Diffusion 1.5's; return the folder."""
+    torch.manual_seed(0)
+    StableDiffusionPipeline(
+        vae=tiny_autoencoder(),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=tiny_tokenizer(),
+        unet=UNet2DConditionModel(**LATENT_UNET).eval(),
+        scheduler=PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **STABLE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_xl(folder: Path) -> Path:
+    """Write a pipeline folder as SDXL's; return the folder."""
+    torch.manual_seed(0)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    sizes = {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 6 * 8 + 16}
+    StableDiffusionXLPipeline(
+        vae=tiny_autoencoder(),
+        text_encoder=tiny_text_encoder(),
+        text_encoder_2=tiny_text_encoder(CLIPTextModelWithProjection),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(pad="a"),
+        unet=UNet2DConditionModel(**LATENT_UNET | added | sizes).eval(),
+        scheduler=EulerDiscreteScheduler(**STABLE),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_images(file: Path, *, size: int = 8, count: int = 16, labels: int = 0) -> Path:
+    """Write random RGB images as an .npz in the layout of ADM, labelled 0 .. labels - 1 in turn; return the file."""
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    arrays = {"arr_0": images} | ({"arr_1": np.arange(count) % labels} if labels else {})
+    np.savez(file, **arrays)
+    return file
