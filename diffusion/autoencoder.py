@@ -6,7 +6,6 @@ from torch import Tensor
 
 from diffusion.backbone import library_class
 
-
 ENCODED = 8
 """Images that are encoded at a time."""
 

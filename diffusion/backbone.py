@@ -8,7 +8,7 @@ the whole dial adds its segment count to the time embedding, by a table that beg
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from torch import Tensor, nn
 
 from diffusion.schedule import alpha_sigma_from_logsnr

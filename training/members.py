@@ -194,7 +194,7 @@ def golden_samples(
     for steps, seed in itertools.product(positions, GOLDEN_SEEDS):
         condition = tuple(1 + (seed * (slot + 3)) % size for slot, size in enumerate(sizes))
         wanted = GoldenSample(steps=steps, condition=condition, seed=seed, member=member.name)
-        asked = torch.tensor([condition])
+        asked = torch.tensor([condition], dtype=torch.int64)
         image = draw(family, member.plan(steps), asked, seeds=[seed], indices=[0], device=device)[0].cpu()
         kept.append((wanted, image))
     return sorted(kept, key=lambda entry: (entry[0].steps, entry[0].member or "", entry[0].seed))

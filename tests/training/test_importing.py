@@ -12,7 +12,6 @@ from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteSchedul
 from safetensors.torch import load_file, save_file
 
 import stepdial
-from diffusion.family import open_family
 from kernels import noise
 from tests.checkpoints import tiny_unet, write_pixels
 from training.checkpoint import Checkpoint, CheckpointError
