@@ -40,7 +40,7 @@ class Autoencoder:
     """Decodes latents one at a time, so that the bits of an image do not depend on others, nor memory on their number."""
 
     def __init__(self, config: AutoencoderConfig, weights: dict[str, Tensor], device: torch.device | str):
-        """network is the library's.  Raises RuntimeError when the weights are not the configured network's, LibraryMissing without diffusers."""
+        """Raises RuntimeError when the weights are not the configured network's, LibraryMissing without diffusers."""
         self.config = config
         with torch.device("meta"):
             network = library_class("AutoencoderKL").from_config(dict(config.settings))

@@ -226,9 +226,9 @@ class Manifest(_Record):
     @property
     def files(self) -> tuple[FileRecord | Tokenizer, ...]:
         """Every pinned file."""
-        parts = (*self.members, *filter(None, (self.autoencoder, self.text)))
         tokenizers = self.conditioning.tokenizers if isinstance(self.conditioning, TextConditioning) else ()
-        return (*(part.weights for part in parts), *filter(None, (self.golden,)), *tokenizers)
+        parts = [part.weights for part in (*self.members, self.autoencoder, self.text) if part]
+        return (*parts, *filter(None, (self.golden,)), *tokenizers)
 
     @property
     def teacher(self) -> Member | None:

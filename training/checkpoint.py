@@ -128,7 +128,9 @@ class Checkpoint:
         if self.class_of(self.network_name) != "UNet2DConditionModel":
             return None
         numbers = [""] if self.class_of("text_encoder_2") is None else ["", "_2"]
-        encoders, weights, tokenizers = [], {}, []
+        encoders: list[EncoderConfig] = []
+        weights: Weights = {}
+        tokenizers: list[TokenizerParts] = []
         for index, number in enumerate(numbers):
             config, found = self._encoder(f"text_encoder{number}")
             encoders.append(config)
@@ -211,7 +213,7 @@ class Checkpoint:
             raise CheckpointError(f"{name}: its configuration and weights do not make a {found}") from error
         weights = _checked(name, model, news)
         settings = json.loads(model.config.to_json_string(use_diff=False))
-        return EncoderConfig(architecture=found, settings=settings), weights
+        return EncoderConfig.model_validate({"architecture": found, "settings": settings}), weights
 
     def _tokenizer(self, name: str, encoder: EncoderConfig) -> TokenizerParts:
         """A tokenizer and what it must be told."""

@@ -1,4 +1,4 @@
-"""The commands of training by name: `stepdial look`, `train`, `import`, `distill`, `ablate`, `evaluate`, `report`, `curve`, `sample` ..."""
+"""The commands of training by name: `stepdial look`, `train`, `import`, `distill`, `evaluate`, `sample`, `export` ..."""
 
 from training.command import FAILURES, Command
 from training.exporting import Export

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from diffusion.backbone import Backbone, BackboneConfig, LibraryMissing, library_class
 from diffusion.condition import LabelConditioning, TextConditioning, Tokenizer
@@ -110,7 +109,7 @@ def _write_tokenizer(file: Path, tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def plain_network(network: Backbone, steps: int) -> nn.Module:
+def plain_network(network: Backbone, steps: int) -> Any:
     """Return a student's network as diffusers knows it, no longer told anything but time.
 
     What a student for the whole dial is told of its segment count is one vector, added to every embedding of time: so it

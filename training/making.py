@@ -118,7 +118,7 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             return
         autoencoder = family.autoencoder(device)
         loss = in_latents(distillation(settings, steps, family, device), autoencoder)
-        decode = autoencoder and autoencoder.decode
+        decode = autoencoder.decode if autoencoder else None
         draw = progress_grid(family.manifest, data, steps=steps, decode=decode)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
@@ -136,7 +136,7 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             return
         autoencoder = family.autoencoder(device)
         loss = in_latents(distillation(settings, segments, family, device), autoencoder)
-        decode = autoencoder and autoencoder.decode
+        decode = autoencoder.decode if autoencoder else None
         draw = progress_grid(family.manifest, data, segments=segments, decode=decode)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add("whole", None, run, settings, family, data)

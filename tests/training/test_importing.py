@@ -64,53 +64,77 @@ def test_labels_are_asked_for_by_number_and_none_adds_nothing(tmp_path: Path):
     assert torch.allclose(sigma * z + alpha * nothing, theirs(z, 500, torch.tensor([0, 0])).sample, atol=1e-4)
 
 
-def edit(file: Path, **changes: object) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+INDEX, SETTINGS = "model_index.json", "scheduler/scheduler_config.json"
+CONFIG, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+Change = Callable[[Path], object]
+
+
+def edit(name: str, **changes: object) -> Change:
+    """Change entries of a JSON file of the pipeline."""
+    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+
+def write(name: str, text: str) -> Change:
+    """Write a file of the pipeline anew."""
+    return lambda folder: (folder / name).write_text(text)
+
+
+def remove(name: str) -> Change:
+    """Remove a file of the pipeline."""
+    return lambda folder: (folder / name).unlink()
+
+
+def reweigh(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
+    """Change the network's weights."""
+
+    def rewrite(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return rewrite
 
 
 def pickle_weights(folder: Path) -> None:
     torch.save(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-
-
-def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    change(weights)
-    save_file(weights, file, metadata={"format": "pt"})
+    (folder / WEIGHTS).unlink()
 
 
 def truncate(folder: Path) -> None:
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9])
 
 
 def flow(folder: Path) -> None:
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    index = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    edit(folder / "model_index.json", **index)
+    edit(INDEX, scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])(folder)
 
 
-BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda folder: (folder / "model_index.json").unlink(), "is not a diffusers pipeline: model_index.json is missing"),
-    "index is no JSON": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json cannot be read as JSON"),
-    "index is a list": (lambda folder: (folder / "model_index.json").write_text("[]"), "model_index.json is not a JSON object"),
-    "another network": (lambda folder: edit(folder / "model_index.json", unet=["diffusers", "UNet3DModel"]), "is UNet3DModel; known are UNet2DModel"),
-    "no network": (lambda folder: edit(folder / "model_index.json", unet=None), "the network of broken is none; known are"),
-    "no configuration": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet/config.json is missing"),
+BROKEN: dict[str, tuple[Change, str]] = {
+    "no index": (remove(INDEX), "broken is not a diffusers pipeline: model_index.json is missing"),
+    "index is no JSON": (write(INDEX, "{"), "model_index.json cannot be read as JSON"),
+    "index is a list": (write(INDEX, "[]"), "model_index.json is not a JSON object"),
+    "another network": (edit(INDEX, unet=["diffusers", "UNet3DModel"]), "is UNet3DModel; known are UNet2DModel"),
+    "no network": (edit(INDEX, unet=None), "the network of broken is none; known are"),
+    "no configuration": (remove(CONFIG), "unet/config.json is missing"),
     "pickled weights": (pickle_weights, "only pickled ones, which are not opened"),
-    "no weights": (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "unet has no weights in safetensors files"),
+    "no weights": (remove(WEIGHTS), "unet has no weights in safetensors files"),
     "truncated weights": (truncate, "do not make a UNet2DModel"),
-    "a weight too few": (lambda folder: change_weights(folder, lambda weights: weights.pop("conv_in.weight")), "not those of its configuration; one is conv_in.weight"),
-    "a weight too many": (lambda folder: change_weights(folder, lambda weights: weights.update(surplus=torch.zeros(1))), "one is surplus"),
-    "weights of another size": (lambda folder: edit(folder / "unet" / "config.json", block_out_channels=[8, 32]), "do not make a UNet2DModel"),
-    "weights that are not numbers": (lambda folder: change_weights(folder, lambda weights: weights["conv_in.bias"].fill_(float("nan"))), "not all numbers; one is conv_in.bias"),
-    "no size": (lambda folder: edit(folder / "unet" / "config.json", sample_size=[8, 16]), "squares of a known size"),
-    "no scheduler": (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler/scheduler_config.json is missing"),
-    "another prediction": (lambda folder: edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow"), "the network predicts flow"),
+    "a weight too few": (reweigh(lambda weights: weights.pop("conv_in.weight")), "one is conv_in.weight"),
+    "a weight too many": (reweigh(lambda weights: weights.update(surplus=torch.zeros(1))), "one is surplus"),
+    "weights of another size": (edit(CONFIG, block_out_channels=[8, 32]), "do not make a UNet2DModel"),
+    "weights that are not numbers": (
+        reweigh(lambda weights: weights["conv_in.bias"].fill_(float("nan"))),
+        "not all numbers; one is conv_in.bias",
+    ),
+    "not a square": (edit(CONFIG, sample_size=[8, 16]), "squares of a known size"),
+    "more than a latent": (edit(CONFIG, out_channels=4), "do not make a UNet2DModel"),
+    "another embedding of time": (edit(CONFIG, time_embedding_type="fourier"), "do not make a UNet2DModel"),
+    "no scheduler": (remove(SETTINGS), "scheduler/scheduler_config.json is missing"),
+    "no class of scheduler": (edit(INDEX, scheduler=["diffusers", "UNet2DModel"]), "which is none of diffusers"),
+    "another prediction": (edit(SETTINGS, prediction_type="flow"), "the network predicts flow"),
     "flow matching": (flow, "FlowMatchEulerDiscreteScheduler is not one of discrete betas"),
-    "betas that are none": (lambda folder: edit(folder / "scheduler" / "scheduler_config.json", beta_end=2.0), "scheduler/scheduler_config.json: "),
-}  # fmt: skip
+    "betas that are none": (edit(SETTINGS, beta_end=2.0), "scheduler/scheduler_config.json: "),
+}
 
 
 @pytest.mark.parametrize("how", BROKEN)
