@@ -1,7 +1,9 @@
 """Tiny diffusers pipelines with random weights, written to disk by diffusers itself."""
 
+import io
 import json
 import string
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 UNET: dict[str, Any] = {
@@ -52,8 +55,8 @@ def tiny_unet(seed: int = 0, **changes: Any) -> UNet2DModel:
     return UNet2DModel(**UNET | changes).eval()
 
 
-def tiny_dit(classes: int = 5) -> DiTTransformer2DModel:
-    """Return a DiT of 4x4 latents that says its variance too, as the published ones do."""
+def tiny_dit(classes: int = 1000) -> DiTTransformer2DModel:
+    """Return a DiT of 4x4 latents that says its variance too, as the published ones do; their pipeline knows 1000 classes."""
     torch.manual_seed(0)
     return DiTTransformer2DModel(
         num_attention_heads=2,
@@ -163,4 +166,18 @@ def write_images(file: Path, *, size: int = 8, count: int = 16, labels: int = 0)
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     arrays = {"arr_0": images} | ({"arr_1": np.arange(count) % labels} if labels else {})
     np.savez(file, **arrays)
+    return file
+
+
+def write_captioned(file: Path, *, count: int = 12) -> Path:
+    """Write random 8x8 RGB images with captions as a WebDataset shard; return the file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    with tarfile.open(file, "w") as shard:
+        for number, image in enumerate(pixels):
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "png")
+            for suffix, data in (("png", content.getvalue()), ("txt", b"a dog, a log")):
+                member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
     return file

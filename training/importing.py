@@ -34,8 +34,9 @@ from training.members import forget, golden_samples, locked
 USUAL_GUIDANCE = {"UNet2DModel": 0.0, "DiTTransformer2DModel": 3.0, "UNet2DConditionModel": 6.5}
 """Guidance w of the teacher's positions: the guidance scale of diffusers' pipelines less 1, which that library counts from.
 A UNet2DModel is never taught to do without its label, so it has nothing to be guided away from."""
-NOISIEST = {"epsilon": -10.0, "sample": -15.0, "v_prediction": -15.0}
-"""log SNR at which sampling begins at the latest: x_hat of a network that predicts noise has its errors times 1 / alpha."""
+NOISIEST = {"epsilon": -10.2, "sample": -15.0, "v_prediction": -15.0}
+"""log SNR at which sampling begins at the latest: x_hat of a network that predicts noise has its errors times 1 / alpha.
+DDPM's linear schedule ends at -10.12, just before."""
 
 
 class Import(Command):
