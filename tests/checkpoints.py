@@ -3,6 +3,7 @@
 import io
 import json
 import string
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,8 @@ def write_captioned(file: Path, *, count: int = 12) -> Path:
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
     return file
+
+
+if __name__ == "__main__":  # python -m tests.checkpoints FOLDER: one of each kind, to compare or to try things on
+    for kind, write in {"pixels": write_pixels, "dit": write_dit, "stable": write_stable, "xl": write_xl}.items():
+        write(Path(sys.argv[1]) / kind)
