@@ -3,6 +3,7 @@
   serve      serve families over HTTP, with their page
   look       look at data as training would see it: what it is, what is broken, how fast it is read
   train      train a diffusion teacher: a new family
+  import     make a family of a diffusers checkpoint: its network is the teacher
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
   ablate     train short distillations that differ in one thing, and measure each
@@ -12,6 +13,7 @@
   report     write the measured table into a Markdown file
   curve      draw quality against network evaluations
   sample     draw a grid of pictures into a file
+  export     write a student of an imported family as a diffusers pipeline folder
   families   list families and check their files
   openapi    print the description of the HTTP API, as docs/openapi.json has it
   keys       make, list and remove API keys

@@ -7,9 +7,10 @@ slot's k-th word.  The all-zero condition is the unconditional one that guidance
 import random
 import re
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 GUIDANCE_PARTS = 1000
 """A network that is told its guidance w finds it in a column of the condition after the slots, in whole thousandths."""
@@ -195,6 +196,79 @@ class LabelConditioning(_Frozen):
         return f"known labels: 0 to {len(self.labels) - 1}, or by name: {shown}"
 
 
+class Tokenizer(_Frozen):
+    """What cuts prompts into tokens for one text encoder, in a file of the family as the tokenizers library writes it."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
+    """Name inside the family's folder."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its bytes, in hexadecimal."""
+    length: int = Field(ge=3)
+    """Tokens that the encoder reads: a shorter prompt is filled up."""
+    vocabulary: int = Field(ge=3)
+    """Number of tokens there are."""
+    pad: int = Field(ge=0)
+    """The token that fills up."""
+
+
+class TextConditioning(_Frozen):
+    """Prompts of any words, read by text encoders: one slot for every token, its value the token's number plus 1."""
+
+    kind: Literal["text"] = "text"
+    tokenizers: tuple[Tokenizer, ...] = Field(min_length=1)
+    """One for each text encoder; all read the same prompt."""
+    example: str = "a cat on a mat, photograph"
+    """A prompt for who has none."""
+    _readers: tuple[Any, ...] = PrivateAttr(default=())
+
+    def open(self, folder: Path) -> None:
+        """Read the tokenizers' files, which were checked.  Raises ModuleNotFoundError where their library is missing."""
+        from tokenizers import Tokenizer as Reader
+
+        readers = tuple(Reader.from_file(str(folder / tokenizer.file)) for tokenizer in self.tokenizers)
+        for reader in readers:
+            reader.no_truncation()
+            reader.no_padding()
+        self._readers = readers
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Slots by name have no words to choose from here: a prompt may hold any."""
+        return {}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each token's slot."""
+        return tuple(part.vocabulary for part in self.tokenizers for _ in range(part.length))
+
+    def encode(self, *, prompt: str | None = None, label: str | int | None = None) -> tuple[int, ...]:
+        """Return the tokens, those of each encoder in turn.  An empty prompt is one.
+
+        Raises ConditionError for no prompt, for more tokens than an encoder reads, or for a label.
+        """
+        if label is not None:
+            raise ConditionError("label", "this family takes a prompt, not a label")
+        if prompt is None:
+            raise ConditionError("prompt", f"this family needs a prompt such as {self.example!r}")
+        values: list[int] = []
+        for tokenizer, reader in zip(self.tokenizers, self._readers, strict=True):
+            ids = reader.encode(prompt).ids
+            if len(ids) > tokenizer.length:
+                raise ConditionError("prompt", f"the prompt has {len(ids)} tokens; {tokenizer.length} are read at most")
+            values += [1 + token for token in (*ids, *[tokenizer.pad] * (tokenizer.length - len(ids)))]
+        return tuple(values)
+
+    def describe(self, condition: tuple[int, ...]) -> str:
+        """Return the words of a condition."""
+        ids = [value - 1 for value in condition[: self.tokenizers[0].length] if value]
+        text: str = self._readers[0].decode(ids, skip_special_tokens=True)
+        return text.replace("</w>", " ").strip()
+
+    def draw(self, rng: random.Random) -> tuple[int, ...]:
+        """Return the example's condition: there is no telling which words make sense."""
+        return self.encode(prompt=self.example)
+
+
 class NoConditioning(_Frozen):
     """A family that takes no wishes."""
 
@@ -226,5 +300,9 @@ class NoConditioning(_Frozen):
         return ""
 
 
-Conditioning = Annotated[PromptConditioning | LabelConditioning | NoConditioning, Field(discriminator="kind")]
+Conditioning = Annotated[
+    PromptConditioning | TextConditioning | LabelConditioning | NoConditioning, Field(discriminator="kind")
+]
 """What a family can be asked for."""
+Prompts = PromptConditioning | TextConditioning
+"""How captions are read."""

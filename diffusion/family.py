@@ -13,21 +13,24 @@ temporary name and renamed, the manifest last, so that a reader sees a family wh
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.condition import GUIDANCE_PARTS, Conditioning
+from diffusion.autoencoder import Autoencoder, AutoencoderConfig
+from diffusion.backbone import Backbone, BackboneConfig, LibraryMissing
+from diffusion.condition import GUIDANCE_PARTS, Conditioning, TextConditioning, Tokenizer
 from diffusion.frontier import Frontier, Position, Source
 from diffusion.plans import Hop, Plan, Variance, student_plan, teacher_plan
 from diffusion.schedule import CosineSchedule
+from diffusion.text import TextConfig, TextEncoder
 from diffusion.uvit import UViT, UViTConfig
 from diffusion.variance import MeasuredVariance, analytic_variance
 
@@ -36,7 +39,18 @@ TEACHER_STEPS = (32, 64, 128, 256, 512)
 Role = Literal["teacher", "student", "whole"]
 """A member's part: the teacher, a student of one step count, or a student for the whole dial, told the segment count."""
 MANIFEST, FRONTIER = "family.json", "frontier.json"
+MemberNetwork = UViT | Backbone
+"""A member's network."""
+NetworkConfig = Annotated[
+    Annotated[UViTConfig, Tag("uvit")] | Annotated[BackboneConfig, Tag("diffusers")],
+    Discriminator(lambda given: "diffusers" if _is_backbone(given) else "uvit"),
+]
+"""All that is needed to build a member's network: ours, or one that comes from diffusers."""
 R = TypeVar("R", bound=BaseModel)
+
+
+def _is_backbone(given: Any) -> bool:
+    return isinstance(given, BackboneConfig) or (isinstance(given, dict) and "architecture" in given)
 
 
 class FamilyError(ValueError):
@@ -92,7 +106,7 @@ class Member(_Record):
     guidance: float = Field(default=0.0, ge=0)
     """Guidance w baked into a student, or, of a student that is told it, its default; 0 for the teacher, which is guided while
     sampling."""
-    network: UViTConfig
+    network: NetworkConfig
     """All that is needed to build the network."""
     weights: FileRecord
     parameters: int
@@ -115,7 +129,7 @@ class Member(_Record):
     @property
     def guidance_range(self) -> tuple[float, float] | None:
         """Range of the w that the member was trained for and is told while sampling; None for every other member."""
-        return self.network.guidance
+        return self.network.guidance if isinstance(self.network, UViTConfig) else None
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -132,7 +146,9 @@ class Member(_Record):
             return student_plan(self.name, steps)
         if self.role == "whole" and steps in self.network.segments:
             return student_plan(self.name, steps, steps)
-        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None)
+        # latents have no range, so nothing is clipped where a family diffuses in them
+        clip = not isinstance(self.network, BackboneConfig) or self.network.clip
+        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None, clip=clip)
 
 
 class GoldenRecord(FileRecord):
@@ -140,6 +156,26 @@ class GoldenRecord(FileRecord):
 
     tolerance: float = Field(default=2.0, gt=0)
     """Largest mean absolute difference of an image, in levels of 255: rounding moves it by hundredths, a fault by tens."""
+
+
+class AutoencoderRecord(_Record):
+    """What makes pixels of a family's latents."""
+
+    network: AutoencoderConfig
+    """All that is needed to build it."""
+    weights: FileRecord
+    parameters: int
+    """Number of parameters."""
+
+
+class TextRecord(_Record):
+    """What reads the prompts of a family that takes any words."""
+
+    network: TextConfig
+    """All that is needed to build the encoders."""
+    weights: FileRecord
+    parameters: int
+    """Number of parameters."""
 
 
 class Manifest(_Record):
@@ -165,6 +201,10 @@ class Manifest(_Record):
     """Guidance w of the teacher's positions unless a request says otherwise."""
     variance: MeasuredVariance | None = None
     """aDDIM's x_var for sampling, measured; None for 0.1 / (2 + SNR)."""
+    autoencoder: AutoencoderRecord | None = None
+    """Of a family that diffuses in latents; None where the networks see pixels."""
+    text: TextRecord | None = None
+    """Of a family that takes prompts of any words."""
     members: tuple[Member, ...] = ()
     golden: GoldenRecord | None = None
     """Missing until a member exists."""
@@ -177,20 +217,29 @@ class Manifest(_Record):
             raise ValueError(
                 "two members have the same name or the same steps, or both are teachers or for the whole dial"
             )
+        if (self.text is None) == (self.conditioning.kind == "text"):
+            raise ValueError("conditioning by text and text encoders go together")
         for member in self.members:
             network = member.network
-            if (network.resolution, network.channels, network.slots) != (
-                self.resolution,
-                self.channels,
-                self.conditioning.sizes,
-            ):
+            latent = network.channels, network.resolution, network.resolution
+            if (latent, network.slots) != (self.shape, self.conditioning.sizes):
                 raise ValueError(f"the network of {member.name} does not fit the family's images or conditioning")
         return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent."""
-        return self.channels, self.resolution, self.resolution
+        """(C, H, W) of what the networks see: a latent, which without an autoencoder has the image's shape."""
+        if self.autoencoder is None:
+            return self.channels, self.resolution, self.resolution
+        side = self.resolution // self.autoencoder.network.factor
+        return self.autoencoder.network.channels[0], side, side
+
+    @property
+    def files(self) -> tuple[FileRecord | Tokenizer, ...]:
+        """Every pinned file."""
+        tokenizers = self.conditioning.tokenizers if isinstance(self.conditioning, TextConditioning) else ()
+        parts = [part.weights for part in (*self.members, self.autoencoder, self.text) if part]
+        return (*parts, *filter(None, (self.golden,)), *tokenizers)
 
     @property
     def teacher(self) -> Member | None:
@@ -327,11 +376,26 @@ class Family:
             _check_guidance(student, asked)
         return (round(GUIDANCE_PARTS * (student.guidance if asked is None else asked)),)
 
-    def network(self, name: str, device: torch.device | str = "cpu") -> UViT:
+    def build(self, config: NetworkConfig) -> MemberNetwork:
+        """Return a new network fit for the family, with its first weights.  Raises FamilyError where diffusers is missing."""
+        try:
+            if isinstance(config, UViTConfig):
+                return UViT(config)
+            backbone = Backbone(config)
+            backbone.text = self.text if config.tokens else None
+            return backbone
+        except LibraryMissing as error:
+            raise FamilyError(f"family {self.name!r} cannot be drawn: {error}") from None
+        except (TypeError, ValueError, NotImplementedError) as error:  # from the library's constructors
+            raise FamilyError(f"{MANIFEST} of family {self.name!r} describes a network that cannot be built") from error
+
+    def network(self, name: str, device: torch.device | str = "cpu") -> MemberNetwork:
         """Return a member's network in float32, evaluation mode.  Raises FamilyError if the weights do not fit it."""
         member = self.manifest.member(name)
         with torch.device("meta"):
-            network = UViT(member.network)
+            network = self.build(member.network)
+        if not {key for key, _ in network.named_buffers()} <= network.state_dict().keys():
+            network = self.build(member.network)  # it has computed tensors, which no file brings back
         weights = {key: value.float() for key, value in self._tensors(member.weights).items()}
         try:
             network.load_state_dict(weights, assign=True)
@@ -343,6 +407,43 @@ class Family:
             raise FamilyError(f"{member.weights.file} holds weights that are not numbers")
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.eval().requires_grad_(False)
+
+    @cached_property
+    def text(self) -> TextEncoder | None:
+        """What reads prompts, shared by all networks; None where there is none.  Raises FamilyError as `network` does."""
+        record = self.manifest.text
+        if record is None:
+            return None
+        weights = {key: value.float() for key, value in self._tensors(record.weights).items()}
+        try:
+            with torch.device("cpu"):  # while a network is built for the meta device
+                return TextEncoder(record.network, weights, pixels=self.manifest.resolution)
+        except LibraryMissing as error:
+            raise FamilyError(f"family {self.name!r} cannot be drawn: {error}") from None
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise FamilyError(
+                f"{record.weights.file} does not hold the weights of the text encoders that {MANIFEST} describes"
+            ) from error
+
+    def autoencoder(self, device: torch.device | str = "cpu") -> Autoencoder | None:
+        """Return what makes pixels of latents, None where there are none.  Raises FamilyError as `network` does."""
+        record = self.manifest.autoencoder
+        if record is None:
+            return None
+        weights = {key: value.float() for key, value in self._tensors(record.weights).items()}
+        try:
+            return Autoencoder(record.network, weights, device)
+        except LibraryMissing as error:
+            raise FamilyError(f"family {self.name!r} cannot be drawn: {error}") from None
+        except RuntimeError as error:
+            raise FamilyError(
+                f"{record.weights.file} does not hold the weights of the autoencoder that {MANIFEST} describes"
+            ) from error
+
+    def decoder(self, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor] | None:
+        """Return what makes images of latents, for `diffusion.sampler`; None where the networks see pixels."""
+        autoencoder = self.autoencoder(device)
+        return autoencoder.decode if autoencoder else None
 
     def golden(self) -> list[tuple[GoldenSample, Tensor]]:
         """Return the recorded samples with their images, uint8 (H, W, C)."""
@@ -398,7 +499,7 @@ def open_family(folder: Path | str) -> Family:
     manifest = _read(folder, MANIFEST, Manifest)
     if manifest is None:
         raise FamilyError(f"there is no family in {folder.name!r}: {MANIFEST} is missing")
-    for record in [member.weights for member in manifest.members] + [r for r in (manifest.golden,) if r]:
+    for record in manifest.files:
         try:
             found = file_sha256(folder / record.file)
         except OSError:
@@ -407,6 +508,7 @@ def open_family(folder: Path | str) -> Family:
             raise FamilyError(
                 f"{record.file} of family {manifest.name!r} is not the file that was written: its SHA-256 differs"
             )
+    _open_tokenizers(folder, manifest)
     frontier = _read(folder, FRONTIER, Frontier)
     try:
         for plan in frontier.plans if frontier else ():
@@ -414,6 +516,18 @@ def open_family(folder: Path | str) -> Family:
     except ValueError as error:
         raise FamilyError(f"{FRONTIER} of family {manifest.name!r} {error}") from None
     return Family(folder, manifest, frontier)
+
+
+def _open_tokenizers(folder: Path, manifest: Manifest) -> None:
+    """Let a family that takes prompts of any words read them."""
+    if not isinstance(manifest.conditioning, TextConditioning):
+        return
+    try:
+        manifest.conditioning.open(folder)
+    except ModuleNotFoundError:
+        raise FamilyError(f"family {manifest.name!r} cannot be drawn: {LibraryMissing()}") from None
+    except Exception as error:  # the library has no class of its own for them
+        raise FamilyError(f"a tokenizer of family {manifest.name!r} is not one") from error
 
 
 def _read(folder: Path, name: str, schema: type[R]) -> R | None:

@@ -130,14 +130,15 @@ def teacher_plan(
     rule: Rule = "addim",
     times: Iterable[float] | None = None,
     segments: int | None = None,
+    clip: bool = True,
 ) -> Plan:
     """Return a teacher's plan of about `steps` evaluations, by default Algorithm 3 (aDDIM) through uniform times.
 
     Heun takes two evaluations a hop but the last, so `steps` evaluations are (steps + 1) // 2 hops.  segments: 0 for a
-    student for the whole dial in the teacher's part, None for a teacher.
+    student for the whole dial in the teacher's part, None for a teacher.  clip: whether x_hat has the range of images.
     """
     hops = (steps + 1) // 2 if rule == "heun" else steps
-    return plan(member, uniform_times(hops) if times is None else times, rule=rule, clip=True, segments=segments)
+    return plan(member, uniform_times(hops) if times is None else times, rule=rule, clip=clip, segments=segments)
 
 
 def uniform_times(steps: int) -> list[float]:

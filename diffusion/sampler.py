@@ -18,6 +18,8 @@ from kernels import last_hop, noise
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(z_t, logsnr_t, condition) -> v; of a network for the whole dial, the condition's last column is the segment count, and
 of one that is told its guidance, the column after the slots is w in thousandths."""
+Decode = Callable[[Tensor], Tensor]
+"""Latents (B, C, H, W) -> images uint8 (B, H, W, C)."""
 
 
 @torch.no_grad()
@@ -33,13 +35,14 @@ def sample(
     guidance: float = 0.0,
     told: Sequence[int] = (),
     variance: Variance | None = None,
+    decode: Decode | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw one image per row of `condition` (B, slots) and return them as uint8 (B, H, W, C) on `device`.
 
     networks: member name -> network, for the plan's members.  (seed, index) of each image fixes all its noise; shape is
     (C, H, W); guidance w != 0 evaluates with and without the condition; told: what the networks find in the condition after
-    the slots (`Family.told`).  The loop never waits for the device.
+    the slots (`Family.told`); decode: of a family that diffuses in latents.  The loop never waits for the device.
     """
     device = torch.device(device)
     condition, z = condition.to(device), noise(seeds, indices, shape, device=device)
@@ -54,6 +57,7 @@ def sample(
         guidance=guidance,
         told=told,
         variance=variance,
+        decode=decode,
     )
 
 
@@ -71,6 +75,7 @@ def follow(
     guidance: float = 0.0,
     told: Sequence[int] = (),
     variance: Variance | None = None,
+    decode: Decode | None = None,
 ) -> Tensor:
     """Take latents z (B, C, H, W) along some of a plan's hops, `taken` of which lie behind them, on z's device.
 
@@ -88,6 +93,8 @@ def follow(
         v, v_uncond = _evaluate(networks[step.member], step, z, logsnr[index, 0], condition, guidance)
         stream = taken + index + 1
         fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
+        if step.s == 0 and decode:
+            return decode(take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond))
         if step.s == 0:
             return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
         z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)

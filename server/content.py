@@ -52,6 +52,9 @@ def edition(family: Family) -> str:
         for member in family.manifest.members
     ]
     facts = {"sampling": family.manifest.model_dump(mode="json", include=drawn), "members": members}
+    for part in ("autoencoder", "text"):
+        if getattr(family.manifest, part):
+            facts[part] = getattr(family.manifest, part).model_dump(mode="json")
     return f"{family.name}@{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
 
 
@@ -61,7 +64,9 @@ def _weights(family: Family, plans: Sequence[Plan]) -> dict[str, object]:
     members = [manifest.member(name) for name in dict.fromkeys(name for plan in plans for name in plan.members)]
     return {
         "members": {member.name: [member.weights.sha256, member.network.model_dump(mode="json")] for member in members},
-        "sampling": manifest.model_dump(mode="json", include={"channels", "resolution", "schedule", "variance"}),
+        "sampling": manifest.model_dump(
+            mode="json", include={"channels", "resolution", "schedule", "variance", "autoencoder", "text"}
+        ),
     }
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.family import Family, FamilyError
+from diffusion.autoencoder import Autoencoder
+from diffusion.family import Family, FamilyError, MemberNetwork, NetworkConfig
 from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
-from diffusion.uvit import UViT, UViTConfig
 from kernels import Column, hop, last_hop, noise
 from server import metrics
 from server.failures import DeviceLost, OutOfMemory
@@ -58,12 +58,13 @@ class Engine:
     def __init__(self, family: Family, *, device: torch.device, max_wave: int):
         self.family = family
         self.device = device
-        self._networks: dict[str, UViT] = {}
+        self._networks: dict[str, MemberNetwork] = {}
+        self._autoencoder: Autoencoder | None = None
         self._rows: dict[Evaluation, tuple[list[float], float]] = {}
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
         self._is_warm = False
-        self._exact: dict[tuple[UViTConfig, bool], tuple[int, ...]] = {}
+        self._exact: dict[tuple[NetworkConfig, bool], tuple[int, ...]] = {}
 
     def prepare(self) -> list[Timing]:
         """Load every network, find the exact buckets, warm and time all shapes, and draw the golden samples again.
@@ -73,6 +74,7 @@ class Engine:
         """
         for member in self.family.manifest.members:
             self._networks[member.name] = self.family.network(member.name, self.device)
+        self._autoencoder = self.family.autoencoder(self.device)
         for sample in self._typical_samples():
             self._find_exact_buckets(sample)
             for bucket in self._buckets:
@@ -157,7 +159,9 @@ class Engine:
         rows = [self._row(turn) for turn in padded]
         table = torch.tensor([row for row, _ in rows], dtype=torch.float32).to(self.device)
         logsnr = torch.tensor([logsnr for _, logsnr in rows], dtype=torch.float32).to(self.device)
-        condition = torch.tensor([turn.condition for turn in padded], dtype=torch.int64).to(self.device)
+        condition = torch.tensor([turn.condition for turn in padded], dtype=torch.int64)
+        if self.family.manifest.text is None:  # words are looked up on the host, which need not wait for the device
+            condition = condition.to(self.device)
         z = self._latents(padded)
         if turns[0].sample.guidance:
             both = torch.cat([condition, torch.zeros_like(condition)])
@@ -166,17 +170,28 @@ class Engine:
             v, v_uncond = self._networks[member](z, logsnr, condition), None
         if self._is_warm:  # warming up is no traffic
             self._tell(turns, bucket)
-        latents, images = z, np.empty(0)
+        latents, images = z, {}
         if not all(turn.is_last for turn in turns):
             latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))
         if any(turn.is_last or turn.preview for turn in turns):
-            images = self._to_host(last_hop(z, v, _ending(table), v_uncond=v_uncond))
+            images = self._images(turns, z, v, table, v_uncond)
         return [
             images[row]
             if turn.is_last
             else self._moved(turn, z[row], latents[row], images[row] if turn.preview else None)
             for row, turn in enumerate(turns)
         ]
+
+    def _images(
+        self, turns: Sequence[Turn], z: Tensor, v: Tensor, table: Tensor, v_uncond: Tensor | None
+    ) -> dict[int, np.ndarray]:
+        """x_hat as images, by row; latents are decoded where somebody looks at them."""
+        if self._autoencoder is None:
+            return dict(enumerate(self._to_host(last_hop(z, v, _ending(table), v_uncond=v_uncond))))
+        shown = [row for row, turn in enumerate(turns) if turn.is_last or turn.preview]
+        x_hat = hop(z, v, _ending(table), v_uncond=v_uncond)
+        decoded = self._autoencoder.decode(torch.stack([x_hat[row] for row in shown]))
+        return dict(zip(shown, self._to_host(decoded), strict=True))
 
     def _tell(self, turns: Sequence[Turn], bucket: int) -> None:
         """Tell the metrics of a batch's rows, each step count its share."""
@@ -246,7 +261,7 @@ class Engine:
 
     def _time_waves(self) -> Iterator[Timing]:
         """Time exact waves of every size, once per architecture: how long it takes does not depend on the weights."""
-        measured: dict[tuple[UViTConfig, bool], list[tuple[int, float]]] = {}
+        measured: dict[tuple[NetworkConfig, bool], list[tuple[int, float]]] = {}
         for sample in self._typical_samples():
             member, guided = sample.plan.members[0], sample.guidance != 0
             key = self._networks[member].config, guided

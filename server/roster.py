@@ -58,7 +58,8 @@ class Served:
 
 def weights_bytes(family: Family) -> int:
     """Return the size of all networks of a family in float32, in bytes."""
-    return 4 * sum(member.parameters for member in family.manifest.members)
+    manifest = family.manifest
+    return 4 * sum(part.parameters for part in (*manifest.members, manifest.autoencoder, manifest.text) if part)
 
 
 class Roster:

@@ -10,18 +10,20 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from diffusion import provenance
-from diffusion.condition import PromptConditioning
+from diffusion.condition import Prompts
 from diffusion.family import Family, FamilyError
+from training.checkpoint import CheckpointError
 from training.datasets import DataError, DataSet
 from training.decoding import Augmentation
 from training.estimate import GPUS, Work, describe
 from training.opening import open_data
 from training.preset import PresetSource
+from training.relabelled import Relabelled
 from training.trainer import Run, Schedule, TrainingError
 from training.world import World
 
 W = TypeVar("W", bound=str)
-FAILURES = (FamilyError, DataError, TrainingError)
+FAILURES = (FamilyError, CheckpointError, DataError, TrainingError)
 """What stops a command with one sentence instead of a traceback."""
 
 
@@ -177,19 +179,20 @@ def words(text: str, known: tuple[W, ...], flag: str) -> tuple[W, ...]:
 def data_of(family: Family, name: str | None, augmentation: Augmentation | None = None) -> DataSet:
     """Open the data a family was trained on, or the data named; captions are read as the family reads prompts.
 
-    Exits with a sentence when the data does not fit the family.
+    Labels are read as the family's.  Exits with a sentence when the data does not fit the family.
     """
     manifest = family.manifest
     wanted = name or manifest.members[0].training.data
     try:
-        prompts = manifest.conditioning if isinstance(manifest.conditioning, PromptConditioning) else None
+        prompts = manifest.conditioning if isinstance(manifest.conditioning, Prompts) else None
         data = open_data(wanted, manifest.resolution, augmentation, prompts)
     except DataError as error:
         raise SystemExit(f"{error}; name it with --data") from None
-    if (data.resolution, data.channels, data.conditioning) != (
-        manifest.resolution,
-        manifest.channels,
-        manifest.conditioning,
-    ):
-        raise SystemExit(f"data {wanted!r} does not have the images or the conditioning of family {family.name!r}")
-    return data
+    if (data.resolution, data.channels) != (manifest.resolution, manifest.channels):
+        raise SystemExit(f"data {wanted!r} does not have the images of family {family.name!r}")
+    if data.conditioning == manifest.conditioning:
+        return data
+    try:
+        return Relabelled(data, manifest.conditioning)
+    except DataError as error:
+        raise SystemExit(f"{error}; family {family.name!r} cannot be trained on it") from None

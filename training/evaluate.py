@@ -151,6 +151,7 @@ def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
     networks: dict[str, Network] = {
         name: in_precision(family.network(name, evaluation.device), evaluation.precision) for name in plan.members
     }
+    decode = family.decoder(evaluation.device)
 
     def draw(condition: Tensor, seeds: list[int], indices: list[int]) -> Tensor:
         return sample(
@@ -164,6 +165,7 @@ def sampler(family: Family, plan: Plan, evaluation: Evaluation) -> Draw:
             guidance=family.guidance(plan),
             told=family.told(plan.members[0]),
             variance=family.variance,
+            decode=decode,
             device=evaluation.device,
         ).cpu()
 

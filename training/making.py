@@ -6,12 +6,13 @@ from pydantic import Field, field_validator
 
 from diffusion import provenance
 from diffusion.family import MANIFEST, Family, open_family
-from diffusion.uvit import PRESETS
+from diffusion.uvit import PRESETS, UViTConfig
 from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
 from training.command import Command, Reading, Spreading, choose_device, data_of, integers, words
 from training.datasets import DataSet
 from training.estimate import Work
+from training.latents import in_latents
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
 from training.preset import network_of, student_settings, teacher_settings
@@ -136,6 +137,8 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         settings = self._settings(family, segments if self.whole else segments[-1])
         teacher = family.manifest.teacher if family else None
         network = teacher.network if teacher else PRESETS[network_of(self.preset or "")]
+        if not isinstance(network, UViTConfig):
+            raise SystemExit("--dry-run can tell of this project's own networks only, not of imported ones")
         if self.whole:
             network = network.model_copy(update={"segments": segments})
         twice = settings.method == "pd"  # the teacher says the target, too
@@ -172,8 +175,10 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
             return
         if settings.distils:
             print(f"the {steps}-step student is taught by {taught_by(settings, steps, family).name}")
-        loss = distillation(settings, steps, family, world.device, run)
-        draw = progress_grid(family.manifest, data, steps=steps, told=settings.told)
+        autoencoder = family.autoencoder(world.device)
+        loss = in_latents(distillation(settings, steps, family, world.device, run), autoencoder)
+        decode = autoencoder.decode if autoencoder else None
+        draw = progress_grid(family.manifest, data, steps=steps, told=settings.told, decode=decode)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
@@ -187,8 +192,10 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
             print(f"family {family.name} has this student for the whole dial already")
             return
         print(f"a batch is {settings.batch} images: {_shares(settings, segments)}")
-        loss = distillation(settings, segments, family, world.device, run)
-        draw = progress_grid(family.manifest, data, segments=segments, told=settings.told)
+        autoencoder = family.autoencoder(world.device)
+        loss = in_latents(distillation(settings, segments, family, world.device, run), autoencoder)
+        decode = autoencoder.decode if autoencoder else None
+        draw = progress_grid(family.manifest, data, segments=segments, told=settings.told, decode=decode)
         fit(run, data, loss, draw=draw, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")

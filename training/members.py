@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import provenance
+from diffusion.backbone import Backbone
 from diffusion.condition import Conditioning
 from diffusion.family import (
     FRONTIER,
@@ -32,7 +33,7 @@ from diffusion.family import (
 )
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan, student_plan, teacher_plan
-from diffusion.sampler import sample
+from diffusion.sampler import Decode, sample
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
 from diffusion.variance import MeasuredVariance
@@ -97,21 +98,23 @@ def add_member(
     record: TrainingRecord,
     data: DataSet,
 ) -> Family:
-    """Write the run's EMA weights in half precision as a member, with golden samples, and return the family.
+    """Write the run's EMA weights as a member, of our own networks in half precision, with golden samples, and return the family.
 
     empty: the manifest to start from where the folder holds no family yet.  steps: of a student; None for the teacher and
     for a student for the whole dial, which is told from a teacher by its network.  A member of the same name is replaced;
     a new teacher replaces the whole family, whose students were distilled from the old one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.half() for key, value in run.ema.items()}
+    # what comes from diffusers keeps its precision: where it predicts noise, x_hat has its rounding times 1 / alpha
+    halved = isinstance(run.network, UViT)
+    weights = {key: value.half() if halved else value for key, value in run.ema.items()}
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise FamilyError(f"the weights of {name} do not fit half precision")
-    assert isinstance(run.network, UViT)
+        raise FamilyError(f"the weights of {name} are not numbers" + (" in half precision" if halved else ""))
+    assert isinstance(run.network, UViT | Backbone)
     role: Role = "student" if steps else "whole" if run.network.config.segments else "teacher"
     with locked(folder):
         old = open_family(folder) if (folder / MANIFEST).exists() and role != "teacher" else None
-        _forget(folder, name, old)
+        forget(folder, name, old)
         manifest = old.manifest if old else empty
         member = Member(
             name=name,
@@ -129,18 +132,24 @@ def add_member(
         if role == "teacher":
             manifest = manifest.model_copy(update={"variance": measure_variance(family, data)})
             family = Family(folder, manifest, None)
-        golden = write_golden(folder, _golden(family, member))
+        golden = write_golden(folder, golden_samples(family, member, run.device))
         write_json(
             folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
         )
     return open_family(folder)
 
 
-def _forget(folder: Path, name: str, old: Family | None) -> None:
+def forget(folder: Path, name: str, old: Family | None) -> None:
     """Remove what a member that is about to change makes untrue: a teacher everything, a student what was measured of it."""
     if old is None:
-        students = (path.name for pattern in ("student-*", "whole") for path in folder.glob(f"{pattern}.safetensors"))
-        for file in (MANIFEST, FRONTIER, JUDGE, *students):
+        others = (
+            "student-*.safetensors",
+            "whole.safetensors",
+            "autoencoder.safetensors",
+            "text.safetensors",
+            "tokenizer-*.json",
+        )
+        for file in (MANIFEST, FRONTIER, JUDGE, *(path.name for pattern in others for path in folder.glob(pattern))):
             (folder / file).unlink(missing_ok=True)
     elif old.frontier:
         kept = tuple(position for position in old.frontier.positions if name not in position.plan.members)
@@ -183,8 +192,10 @@ def measure_variance(family: Family, data: DataSet, *, levels: int = 33, count: 
     return MeasuredVariance(logsnr=tuple(logsnr.tolist()), error=tuple(errors))
 
 
-def _golden(family: Family, member: Member) -> list[tuple[GoldenSample, Tensor]]:
-    """Return the golden samples: those recorded of other members, and new ones of this member."""
+def golden_samples(
+    family: Family, member: Member, device: torch.device | str = "cpu"
+) -> list[tuple[GoldenSample, Tensor]]:
+    """Return the golden samples: those recorded of other members, and new ones of this member, drawn on the device."""
     kept = [entry for entry in family.golden() if family.golden_plan(entry[0]).members != (member.name,)]
     sizes = family.manifest.conditioning.sizes
     # a few evaluations each: of the teacher, and of whoever takes its part, the first position alone
@@ -192,7 +203,9 @@ def _golden(family: Family, member: Member) -> list[tuple[GoldenSample, Tensor]]
     for steps, seed in itertools.product(positions, GOLDEN_SEEDS):
         condition = tuple(1 + (seed * (slot + 3)) % size for slot, size in enumerate(sizes))
         wanted = GoldenSample(steps=steps, condition=condition, seed=seed, member=member.name)
-        kept.append((wanted, draw(family, member.plan(steps), torch.tensor([condition]), seeds=[seed], indices=[0])[0]))
+        asked = torch.tensor([condition], dtype=torch.int64)
+        image = draw(family, member.plan(steps), asked, seeds=[seed], indices=[0], device=device)[0].cpu()
+        kept.append((wanted, image))
     return sorted(kept, key=lambda entry: (entry[0].steps, entry[0].member or "", entry[0].seed))
 
 
@@ -220,6 +233,7 @@ def draw(
         guidance=family.guidance(plan, guidance),
         told=family.told(plan.members[0], guidance),
         variance=family.variance,
+        decode=family.decoder(device),
         device=device,
     )
 
@@ -231,6 +245,7 @@ def progress_grid(
     steps: int | None = None,
     segments: tuple[int, ...] = (),
     told: tuple[int, ...] = (),
+    decode: Decode | None = None,
 ) -> Callable[[nn.Module, Path], None]:
     """Return a function (network, file) that draws fixed samples on the way.
 
@@ -257,6 +272,7 @@ def progress_grid(
                 shape=manifest.shape,
                 guidance=guidance,
                 told=told,
+                decode=decode,
                 device=device,
             )
             for plan in plans

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from diffusion.condition import PromptConditioning
+from diffusion.condition import PromptConditioning, Prompts
 from training.datasets import DataError, DataSet, Procedural, digits
 from training.decoding import SUFFIXES, Augmentation
 from training.images import ImageSet, Source
@@ -28,7 +28,7 @@ def open_data(
     name: str,
     resolution: int,
     augmentation: Augmentation | None = None,
-    prompts: PromptConditioning | None = None,
+    prompts: Prompts | None = None,
 ) -> DataSet:
     """Open "shapes", "scenes", "digits", or real images wherever they lie.
 
@@ -69,7 +69,7 @@ def read_prompts(file: Path) -> PromptConditioning:
         raise DataError(f"prompts {file.name}: {field}: {first['msg']}") from None
 
 
-def _in_file(file: Path, prompts: PromptConditioning | None) -> Source:
+def _in_file(file: Path, prompts: Prompts | None) -> Source:
     kind = "".join(file.suffixes[-2:]).lower()
     if kind.endswith(".npz"):
         return arrays.npz(file)
@@ -82,7 +82,7 @@ def _in_file(file: Path, prompts: PromptConditioning | None) -> Source:
     raise DataError(f"{file.name} is no data that is known here; {' '.join(KINDS.split())}")
 
 
-def _in_folder(folder: Path, prompts: PromptConditioning | None) -> Source:
+def _in_folder(folder: Path, prompts: Prompts | None) -> Source:
     name = folder.resolve().name
     saved = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
     if saved or (folder / "dataset_dict.json").exists():

@@ -20,7 +20,7 @@ from diffusion import provenance
 from diffusion.family import Family
 from diffusion.frontier import Measure
 from diffusion.plans import Hop, Plan
-from diffusion.sampler import Network, follow
+from diffusion.sampler import Decode, Network, follow
 from kernels import noise
 from training.datasets import DataSet, Procedural
 from training.teacher import in_precision
@@ -125,7 +125,12 @@ class Scorer:
             guidance=guidance,
             told=self.family.told(hops[0].member) if told is None else told,
             variance=self.family.variance,
+            decode=self._decode,
         )
+
+    @cached_property
+    def _decode(self) -> Decode | None:
+        return self.family.decoder(self.evaluation.device)
 
     def quality(self, plans: Sequence[Plan], *, guidance: float | None = None, label: str) -> list[Quality]:
         """Measure plans over the evaluation's seeds; all plans get the same prompts and noise."""

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from diffusion.condition import GUIDANCE_PARTS
-from diffusion.family import Family, Member
-from diffusion.uvit import UViT
+from diffusion.family import Family, Member, MemberNetwork
+from diffusion.uvit import UViTConfig
 from training.objective import DISTILLING, Network, Objective, mixed_loss, part_sizes
 from training.self_teacher import COMPANION, SelfTeacher
 from training.teacher import hide, in_precision
@@ -215,7 +215,9 @@ def _new_run(
     return run
 
 
-def _started(settings: StudentSettings, counts: int | tuple[int, ...], family: Family, device: torch.device) -> UViT:
+def _started(
+    settings: StudentSettings, counts: int | tuple[int, ...], family: Family, device: torch.device
+) -> MemberNetwork:
     """Build the teacher's network, with what it is told besides where there is any, and give it its first weights."""
     source = taught_by(settings, counts, family)
     if source.role != "teacher":
@@ -224,8 +226,12 @@ def _started(settings: StudentSettings, counts: int | tuple[int, ...], family: F
     teacher = family.manifest.teacher
     assert teacher is not None
     torch.manual_seed(settings.seed)
-    told = {"segments": counts if isinstance(counts, tuple) else (), "guidance": settings.guidance_range}
-    network = UViT(teacher.network.model_copy(update=told))
+    told: dict[str, Any] = {"segments": counts if isinstance(counts, tuple) else ()}
+    if settings.guidance_range is not None:
+        if not isinstance(teacher.network, UViTConfig):
+            raise TrainingError("a network that was imported cannot be told its guidance; leave guidance_range out")
+        told["guidance"] = settings.guidance_range
+    network = family.build(teacher.network.model_copy(update=told))
     if settings.start != "none":
         start = source.name if settings.start == "teacher" else settings.start
         if start not in {member.name for member in family.manifest.members}:
@@ -350,7 +356,9 @@ def _loss(
             return asked
         return lambda z_t, logsnr_t, condition: asked(z_t, logsnr_t, torch.cat([condition, counts], dim=1))
 
-    hidden = hide(condition, whole=0.0, each=settings.drop_slot, generator=generator)
+    # a token alone is no word that a prompt could leave open
+    each = 0.0 if family.manifest.text else settings.drop_slot
+    hidden = hide(condition, whole=0.0, each=each, generator=generator)
     return mixed_loss(
         telling(network),
         teacher,

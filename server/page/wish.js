@@ -8,10 +8,14 @@ export class Wish {
     this.conditioning = conditioning;
     this.input = input;
     this.choices = {};
-    if (conditioning.kind === "prompt") {
-      this.build(sentence, onChange);
+    if (conditioning.kind === "prompt" || conditioning.kind === "text") {
+      if (conditioning.kind === "prompt") {
+        this.build(sentence, onChange);
+        input.addEventListener("input", () => this.recognise());
+      } else {
+        input.value = conditioning.example;
+      }
       words.hidden = false;
-      input.addEventListener("input", () => this.recognise());
       input.addEventListener("change", onChange);
     } else if (conditioning.kind === "label") {
       this.pick(sentence, onChange);
@@ -22,14 +26,16 @@ export class Wish {
 
   // The fields of a request that say what to draw.
   get fields() {
-    if (this.conditioning.kind === "prompt") return { prompt: this.input.value };
-    if (this.conditioning.kind === "label") return { label: this.label };
+    const { kind } = this.conditioning;
+    if (kind === "prompt" || kind === "text") return { prompt: this.input.value };
+    if (kind === "label") return { label: this.label };
     return {};
   }
 
   get text() {
-    if (this.conditioning.kind === "prompt") return this.input.value.trim();
-    if (this.conditioning.kind === "label") return this.label;
+    const { kind } = this.conditioning;
+    if (kind === "prompt" || kind === "text") return this.input.value.trim();
+    if (kind === "label") return this.label;
     return "";
   }
 

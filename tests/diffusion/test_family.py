@@ -204,7 +204,9 @@ WRONG = {
     "members.1.role": lambda record: record["members"][1].update(role="boss"),
     "members.2.weights.sha256": lambda record: record["members"][2]["weights"].update(sha256="00"),
     "members.2.network": lambda record: record["members"][2]["network"].update(resolution=9),
-    "members.2.network.levels.0.kind": lambda record: record["members"][2]["network"]["levels"][0].update(kind="x"),
+    "members.2.network.uvit.levels.0.kind": lambda record: record["members"][2]["network"]["levels"][0].update(
+        kind="x"
+    ),
 }
 
 

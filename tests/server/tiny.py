@@ -97,6 +97,7 @@ def draw_alone(family: Family, entry: GoldenSample, *, guidance: float | None = 
         guidance=family.guidance(plan, guidance),
         told=family.told(plan.members[0], guidance),
         variance=family.variance,
+        decode=family.decoder(),
     )[0]
 
 

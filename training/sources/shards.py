@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.condition import ConditionError, Conditioning, PromptConditioning
+from diffusion.condition import ConditionError, Conditioning, Prompts
 from training.datasets import DataError
 from training.decoding import SUFFIXES, Unreadable
 from training.sources.labels import conditioned
@@ -28,7 +28,7 @@ class Shards:
 
     channels = 3
 
-    def __init__(self, files: list[Path], name: str, prompts: PromptConditioning | None = None):
+    def __init__(self, files: list[Path], name: str, prompts: Prompts | None = None):
         """prompts: how captions are read; without it they are not.  Raises DataError when no shard has an image."""
         self.name, self._files, self._prompts = name, files, prompts
         self.unusable: list[tuple[str, str]] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion.condition import ConditionError, Conditioning, LabelConditioning, PromptConditioning
+from diffusion.condition import ConditionError, Conditioning, LabelConditioning, Prompts
 from training.datasets import DataError
 from training.decoding import Unreadable
 from training.sources.labels import conditioned
@@ -20,7 +20,7 @@ class Table:
 
     channels = 3
 
-    def __init__(self, table: Any, name: str, prompts: PromptConditioning | None = None):
+    def __init__(self, table: Any, name: str, prompts: Prompts | None = None):
         """table: a datasets.Dataset.  prompts: how captions are read; without it they are not.
 
         Raises DataError when no column holds images, or captions are wanted and there are none.
@@ -80,7 +80,7 @@ class Table:
         return f"row {row}"
 
 
-def saved(folder: Path, prompts: PromptConditioning | None = None) -> Table:
+def saved(folder: Path, prompts: Prompts | None = None) -> Table:
     """Open what `save_to_disk` wrote.  Of several splits "train" is taken.
 
     Raises DataError where there is no such split, and for what cannot be read.
@@ -94,7 +94,7 @@ def saved(folder: Path, prompts: PromptConditioning | None = None) -> Table:
     return Table(table, name, prompts)
 
 
-def files(paths: list[Path], name: str, prompts: PromptConditioning | None = None) -> Table:
+def files(paths: list[Path], name: str, prompts: Prompts | None = None) -> Table:
     """Open parquet or arrow files as one table.  Parquet is copied once, as arrow, to the library's cache.
 
     Raises DataError for files that cannot be read or do not belong together.
