@@ -48,7 +48,8 @@ def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
     lines = re.findall(
-        r"stepdial (serve|look|train|distill|evaluate|ablate|sample|curve|report|families|openapi|bench|check)((?: +[^`\n|]+)?)",
+        r"stepdial (serve|look|train|distill|evaluate|ablate|health|sample|curve|report|families|openapi|bench|check)"
+        r"((?: +[^`\n|]+)?)",
         document.read_text(),
     )
     for command in {command for command, _ in lines}:

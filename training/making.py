@@ -13,9 +13,11 @@ from training.command import Command, Reading, choose_device, data_of, integers,
 from training.datasets import DataSet
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
+from training.probe import student_probe, teacher_probe
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
+from training.watch import Watch
 from training.yardstick import Evaluation
 
 
@@ -50,11 +52,13 @@ class Train(TeacherSettings, Reading):  # type: ignore[misc]
         if is_trained(self.family, "teacher", run):
             print(f"family {name} has this teacher already")
             return
+        probe = teacher_probe(settings, data, device) if self.probes else None
         fit(
             run,
             data,
             lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
             draw=progress_grid(empty, data),
+            watch=Watch(run, probe, times=self.probes, tracker=self.tracker),
             workers=self.workers,
         )
         record = training_record(run, data, provenance.command())
@@ -116,7 +120,9 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             print(f"family {family.name} has this {steps}-step student already")
             return
         loss = distillation(settings, steps, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, steps=steps), workers=self.workers)
+        draw = progress_grid(family.manifest, data, steps=steps)
+        watch = self._watch(run, settings, steps, family, data)
+        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
@@ -131,9 +137,17 @@ class Distill(StudentSettings, Reading):  # type: ignore[misc]
             print(f"family {family.name} has this student for the whole dial already")
             return
         loss = distillation(settings, segments, family, device)
-        fit(run, data, loss, draw=progress_grid(family.manifest, data, segments=segments), workers=self.workers)
+        draw = progress_grid(family.manifest, data, segments=segments)
+        watch = self._watch(run, settings, segments, family, data)
+        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
+
+    def _watch(
+        self, run: Run, settings: StudentSettings, counts: int | tuple[int, ...], family: Family, data: DataSet
+    ) -> Watch:
+        probe = student_probe(settings, counts, family, data, run.device) if self.probes else None
+        return Watch(run, probe, times=self.probes, tracker=self.tracker)
 
     def _add(
         self, name: str, steps: int | None, run: Run, settings: StudentSettings, family: Family, data: DataSet

@@ -80,6 +80,8 @@ class Run:
         )
         self.iteration = 0
         self.seconds = 0.0
+        self.gradient_norm = 0.0
+        """Of the last step, before it was clipped."""
 
     @property
     def checkpoint(self) -> Path:
@@ -166,6 +168,7 @@ class Run:
             raise TrainingError(
                 f"iteration {iteration}: loss {mean.item():g}, gradient norm {norm.item():g}; lower the learning rate"
             )
+        self.gradient_norm = norm.item()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(schedule.ema, (1 + iteration) / (10 + iteration))
@@ -181,6 +184,7 @@ def fit(
     loss: Loss,
     *,
     draw: Callable[[nn.Module, Path], None] | None = None,
+    watch: Callable[[Run, float], None] | None = None,
     workers: int | None = None,
     save_seconds: float = 120,
     grids: int = 8,
@@ -188,8 +192,9 @@ def fit(
     """Train to the end of the schedule, from the checkpoint where there is one.
 
     Every save_seconds and on SIGTERM or Ctrl-C the checkpoint is written; `draw(network, file)` writes a sample grid
-    about `grids` times a run; `workers` processes read ahead, by default as many as suit the data.  log.jsonl gets loss,
-    time, and the part of it that was spent waiting for data; skipped.jsonl names images that could not be used.
+    about `grids` times a run; `watch(run, loss)` is called after every step; `workers` processes read ahead, by default as
+    many as suit the data.  log.jsonl gets loss, gradient norm, time, and the part of it that was spent waiting for data;
+    skipped.jsonl names images that could not be used.
     Raises KeyboardInterrupt after an interrupted run is saved.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +214,10 @@ def fit(
     )
     with _interruptible() as interrupted, _Log(run) as log, batches as following:
         while run.iteration < schedule.iterations and not interrupted():
-            log.add(*_timed_step(run, following, loss))
+            mean, waited = _timed_step(run, following, loss)
+            log.add(mean, waited)
+            if watch:
+                watch(run, mean)
             if draw and run.iteration % every == 0:
                 with run.averaged() as network:
                     draw(network, run.folder / f"samples-{run.iteration:07d}.png")
@@ -239,6 +247,7 @@ class _Log:
     def __init__(self, run: Run):
         self._run = run
         self._losses: list[float] = []
+        self._norms: list[float] = []
         self._waited, self._since = 0.0, run.seconds
 
     def __enter__(self) -> "_Log":
@@ -261,6 +270,7 @@ class _Log:
         """Note a step's loss and how many seconds it waited for data."""
         run = self._run
         self._losses.append(loss)
+        self._norms.append(run.gradient_norm)
         self._waited += waited
         self._bar.update(run.schedule.batch)
         if run.iteration % 50 and run.iteration != run.schedule.iterations:
@@ -271,11 +281,12 @@ class _Log:
             "iteration": run.iteration,
             "images": run.iteration * run.schedule.batch,
             "loss": mean,
+            "gradient_norm": sum(self._norms) / len(self._norms),
             "seconds": round(run.seconds, 1),
             "waiting": round(self._waited / spent, 3) if spent else 0.0,
         }
         print(json.dumps(line), file=self._file, flush=True)
-        self._losses, self._waited, self._since = [], 0.0, run.seconds
+        self._losses, self._norms, self._waited, self._since = [], [], 0.0, run.seconds
 
 
 @contextmanager
