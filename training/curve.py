@@ -106,7 +106,8 @@ def draw_samplers(record: SamplersRecord, out: Path) -> None:
     Raises DataError if matplotlib is not installed.
     """
     curves = sampler_curves(record)
-    grids, guidances = (list(dict.fromkeys(key[at] for key in curves)) for at in (0, 2))
+    grids = list(dict.fromkeys(grid for grid, _, _ in curves))
+    guidances = list(dict.fromkeys(guidance for _, _, guidance in curves))
     figure = new_figure(5.2 * len(grids), 4.4 * len(guidances))
     panels = figure.subplots(len(guidances), len(grids), sharex=True, sharey=True, squeeze=False)
     for (grid, rule, guidance), points in curves.items():

@@ -102,8 +102,8 @@ def _student(row: Any, found: dict[int, Any], known: dict[int, Any], part: str) 
             row[2].plot(t, values, dash, marker=".", markersize=3, color=_shade(at, len(iterations)), linewidth=0.8)
     _name(row[3], "probe: distance from the teacher's trajectory", "iteration")
     for at in range(segments):
-        t = (segments - 1 - at) / segments
-        _line(row[3], found, known, lambda one, at=at: one["trajectory"][at], _shade(at, segments), f"at t = {t:.2f}")
+        said = f"at t = {(segments - 1 - at) / segments:.2f}"
+        _line(row[3], found, known, lambda one, at=at: one["trajectory"][at], _shade(at, segments), said)
     for axes in row:
         axes.set_yscale("log")
     for axes in (row[0], row[1], row[3]):

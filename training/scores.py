@@ -205,7 +205,7 @@ class Scorer:
             self.evaluation.folder.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".partial")
             with temporary.open("wb") as out:
-                np.savez(out, **seen)
+                np.savez(out, **seen)  # type: ignore[arg-type]  # its stub takes names for its own flag
             temporary.replace(file)
         with np.load(file) as kept:
             return dict(kept)
