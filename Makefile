@@ -4,6 +4,7 @@
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make paper   the paper's tables and figures at small scale, on families/digits; make paper-table-1 ... paper-figure-5 do one of them (docs/paper.md)
+# make inception-test  try FID's Inception network, where torch-fidelity is installed (docs/training.md)
 # make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
@@ -198,6 +199,11 @@ paper-figure-1: .venv/.test
 paper-figure-3 paper-figure-5: .venv/.test
 	$(STEPDIAL) evaluate --family $(PAPER_FAMILY) --samplers --unguided --samples 512 --seeds 2
 	$(STEPDIAL) curve --family $(PAPER_FAMILY) --figure samplers --out docs/samplers-$(PAPER_NAME).png
+
+# FID's Inception network, where the extra `evaluation` is installed with a torchvision that fits torch; says why where it cannot be tried
+.PHONY: inception-test
+inception-test: .venv/.test
+	$(BIN)/python -m pytest -m slow tests/training/test_inception.py
 
 # every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
 .PHONY: drills
