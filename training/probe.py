@@ -64,10 +64,12 @@ def student_probe(
     told = isinstance(counts, tuple)
     asked = [count for count in (counts if isinstance(counts, tuple) else (counts,)) if count]
     teacher = in_precision(family.network("teacher", device), settings.precision)
-    parts = [_Part(settings, count, told, family, teacher, data, device) for count in asked]
+    parts: list[_Part] = []
 
     @torch.no_grad()
     def look(network: nn.Module, iteration: int) -> dict[str, Any]:
+        if not parts:  # made at the first look, which a short run may never have
+            parts.extend(_Part(settings, count, told, family, teacher, data, device) for count in asked)
         student = in_precision(network, settings.precision)
         return {f"student-{part.steps}": part.look(student, iteration) for part in parts}
 

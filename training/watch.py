@@ -11,6 +11,8 @@ from training.trainer import Run, TrainingError
 
 EVERY = 50
 """Iterations between two lines of a tracker, as of log.jsonl."""
+LEAST = 10
+"""Iterations between two looks of a probe, at least."""
 FOUND = "probe.jsonl"
 """Where a run keeps what the probe found, a line each time."""
 Tracker = Literal["auto", "tensorboard", "wandb", "none"]
@@ -23,8 +25,8 @@ class Watch:
     """Called after every step of a run, with its loss."""
 
     def __init__(self, run: Run, probe: Probe | None, *, times: int, tracker: Tracker = "none"):
-        """times: how often in a run the probe looks, besides its end.  Raises TrainingError for a tracker that is not installed."""
-        self._probe, self._every = probe, max(1, run.schedule.iterations // max(1, times))
+        """times: how often in a run the probe looks, at most every LEAST iterations.  Raises TrainingError without the tracker."""
+        self._probe, self._every = probe, max(LEAST, run.schedule.iterations // max(1, times))
         self._tracker = check_tracker(tracker)
         self._write: Write | None = None
         self._losses: list[float] = []
@@ -47,7 +49,7 @@ class Watch:
             }
             self._write(numbers, run.iteration)
             self._losses, self._norms = [], []
-        if self._probe and (run.iteration % self._every == 0 or last):
+        if self._probe and run.iteration % self._every == 0:
             self._look(run, self._probe, self._write)
 
     def _look(self, run: Run, probe: Probe, write: Write) -> None:
