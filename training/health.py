@@ -33,8 +33,7 @@ def draw_health(run: Path, out: Path, *, reference: Path | None = None) -> None:
     if reference:
         _training(panels[0], read_log(reference), REFERENCE, " (reference)")
     _training(panels[0], log, {"color": "#c2410c", "linewidth": 1.4}, "")
-    for axes in panels[0][3:]:
-        axes.set_axis_off()
+    _annealing(panels[0][3], found)
     others = read_found(reference) if reference else {}
     for row, part in zip(panels[1:], parts, strict=True):
         known = {at: one[part] for at, one in others.items() if part in one}
@@ -53,13 +52,26 @@ def _training(row: Any, log: list[dict[str, Any]], style: dict[str, Any], said: 
     row[0].plot(
         iterations, [line["loss"] for line in log], label=f"this run{said}" if not said else "reference", **style
     )
-    row[0].set_yscale("log")
+    _log(row[0])
     known = [line for line in log if "gradient_norm" in line]
     _name(row[1], "gradient norm before clipping, mean of 50", "iteration")
     row[1].plot([line["iteration"] for line in known], [line["gradient_norm"] for line in known], **style)
-    row[1].set_yscale("log")
+    _log(row[1])
     _name(row[2], "seconds", "iteration")
     row[2].plot(iterations, [line["seconds"] for line in log], **style)
+
+
+def _annealing(axes: Any, found: dict[int, Any]) -> None:
+    """Draw how many teacher steps each student had, where there are students."""
+    students = {part: found[max(found)][part] for part in found[max(found)] if part != "teacher"} if found else {}
+    if not students:
+        axes.set_axis_off()
+        return
+    _name(axes, "teacher steps (annealed)", "iteration")
+    for at, part in enumerate(students):
+        steps = [found[i][part]["teacher_steps"] for i in sorted(found)]
+        axes.plot(sorted(found), steps, color=_shade(at, len(students)), label=part)
+    axes.legend(fontsize=6, frameon=False)
 
 
 def _teacher(row: Any, found: dict[int, Any], known: dict[int, Any]) -> None:
@@ -72,7 +84,7 @@ def _teacher(row: Any, found: dict[int, Any], known: dict[int, Any]) -> None:
         row[0].plot(iterations, [found[i]["loss"][at] for i in iterations], color=colour, label=f"t = {t:.2f}")
         if known:
             row[0].plot(sorted(known), [known[i]["loss"][at] for i in sorted(known)], **REFERENCE)
-    row[0].set_yscale("log")
+    _log(row[0])
     row[0].legend(fontsize=6, frameon=False)
     _name(row[1], "probe: v-loss over t, first to last", "t")
     for at, i in enumerate(iterations):
@@ -105,16 +117,24 @@ def _student(row: Any, found: dict[int, Any], known: dict[int, Any], part: str) 
         said = f"at t = {(segments - 1 - at) / segments:.2f}"
         _line(row[3], found, known, lambda one, at=at: one["trajectory"][at], _shade(at, segments), said)
     for axes in row:
-        axes.set_yscale("log")
+        _log(axes)
     for axes in (row[0], row[1], row[3]):
         if segments <= 8:
-            axes.legend(fontsize=6, frameon=False)
+            axes.legend(fontsize=6, framealpha=0.7, ncols=2)
 
 
 def _line(axes: Any, found: dict[int, Any], known: dict[int, Any], of: Any, colour: Any, said: str) -> None:
     axes.plot(sorted(found), [of(found[i]) for i in sorted(found)], color=colour, label=said, linewidth=1.2)
     if known:
         axes.plot(sorted(known), [of(known[i]) for i in sorted(known)], **REFERENCE)
+
+
+def _log(axes: Any) -> None:
+    """Draw the upright axis by powers, with plain numbers."""
+    axes.set_yscale("log")
+    for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_format("{x:g}")
+    axes.tick_params(which="both", labelsize=6)
 
 
 def _shade(at: int, count: int) -> tuple[float, float, float]:
