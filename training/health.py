@@ -116,9 +116,9 @@ def _student(row: Any, found: dict[int, Any], known: dict[int, Any], part: str) 
     for at in range(segments):
         said = f"at t = {(segments - 1 - at) / segments:.2f}"
         _line(row[3], found, known, lambda one, at=at: one["trajectory"][at], _shade(at, segments), said)
-    for axes in row:
-        _log(axes)
+    row[2].set_yscale("log")
     for axes in (row[0], row[1], row[3]):
+        _log(axes)
         if segments <= 8:
             axes.legend(fontsize=6, framealpha=0.7, ncols=2)
 
