@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion.family import open_family
 from training.datasets import DataError
 from training.extractors import BATCH, Extractor, clip, dinov2, folder_sha256, inception
+from training.metrics import views
 from training.rulers import label
 
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
 PROMPTS = ["a red star", "a blue ring on mint", "a red star"]
 
 
@@ -149,3 +151,14 @@ def test_only_the_published_inception_at_fifty_thousand_images_is_called_fid():
     for samples, references in ((ten, fifty), (fifty, ten)):
         assert label(published, samples=samples, references=references, whole=False).startswith("proxy")
     assert all(label(other, samples=fifty, references=fifty, whole=True).startswith("proxy") for other in others)
+
+
+def test_clip_is_asked_for_the_prompt_of_each_image(clip_folder: Path):
+    family = open_family(ROOT / "families" / "shapes")
+    judge, images = clip(clip_folder, CPU), torch.from_numpy(pictures(2, size=16))
+    conditions = torch.tensor([[1, 4, 1], [6, 6, 2]])
+    seen = views(family, [], judge)["clip"].look(images, conditions)
+    prompts = ["a red star on mint", "a blue ring on cream"]
+    np.testing.assert_allclose(seen, judge.scores(images.numpy(), prompts), atol=1e-5)
+    with pytest.raises(DataError, match="--clip needs prompts, and family 'digits' takes none"):
+        views(open_family(ROOT / "families" / "digits"), [], judge)
