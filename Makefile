@@ -3,6 +3,8 @@
 # make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
+# make paper   the paper's tables and figures at small scale, on families/digits; make paper-table-1 ... paper-figure-5 do one of them (docs/paper.md)
+# make inception-test  try FID's Inception network, where torch-fidelity is installed (docs/training.md)
 # make dashboards  check the dashboards against Grafana's types and send an alert to a webhook: what make test leaves out of them
 # make image   build the container image stepdial:VERSION (docs/containers.md); DEVICE=cuda and TARGET=training make others
 # make image-test  build it and try it: it starts, draws, drains, is found healthy (needs Docker)
@@ -167,6 +169,41 @@ $(MEASURED)/samplers: $(MEASURED)/rescues
 pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
+
+# the paper's tables and figures, small: students of few iterations, several trainings of each; what was measured already is not repeated
+PAPER_FAMILY ?= families/digits
+PAPER_SEEDS ?= 1 2
+PAPER_TRAINING ?= --steps 1,2,4,8 --iterations 100 --batch 32 --lr 1e-3 --warmup 20 --ema 0.99 --samples 512 --seeds 2
+PAPER_ABLATE = @for seed in $(PAPER_SEEDS); do $(STEPDIAL) ablate --family $(PAPER_FAMILY) --results benchmarks/paper $(PAPER_TRAINING) --seed $$seed
+PAPER_NAME = $(notdir $(PAPER_FAMILY))
+.PHONY: paper paper-table-1 paper-table-2 paper-table-3 paper-table-4 paper-figure-1 paper-figure-3 paper-figure-5
+
+paper: paper-table-1 paper-table-2 paper-table-4 paper-figure-1 paper-figure-5
+
+paper-table-1: .venv/.test
+	$(PAPER_ABLATE) --arms ct,unguided || exit; done
+
+paper-table-2: .venv/.test
+	$(PAPER_ABLATE) --arms constant || exit; done
+
+paper-table-3: .venv/.test
+	$(PAPER_ABLATE) --arms pd,ct,unguided || exit; done
+
+paper-table-4: .venv/.test
+	$(PAPER_ABLATE) --arms ddim || exit; done
+
+paper-figure-1: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.toy --out docs/figure1.png
+
+# Figure 3 is the cosine half of Figure 5, without the samplers that appendix A.4 adds
+paper-figure-3 paper-figure-5: .venv/.test
+	$(STEPDIAL) evaluate --family $(PAPER_FAMILY) --samplers --unguided --sampler-evaluations 4,8,16,32 --samples 320 --seeds 2
+	$(STEPDIAL) curve --family $(PAPER_FAMILY) --figure samplers --out docs/samplers-$(PAPER_NAME).png
+
+# FID's Inception network, where the extra `evaluation` is installed with a torchvision that fits torch; says why where it cannot be tried
+.PHONY: inception-test
+inception-test: .venv/.test
+	$(BIN)/python -m pytest -m slow tests/training/test_inception.py
 
 # every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
 .PHONY: drills

@@ -7,6 +7,7 @@
   distill    distil the teacher into students for 1, 2, 4, 8, 16 steps
   evaluate   measure quality and speed of each dial position
   ablate     train short distillations that differ in one thing, and measure each
+  health     draw how a training run goes, beside one that is known to be well
   bench      put load on a server and report latency by steps, throughput, goodput
   check      try a promise of the server under load: overload, fairness, disconnects, invariance
   scale      size a fleet from the frontier, measure what replicas cost what they share, report what many would

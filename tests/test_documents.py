@@ -56,7 +56,7 @@ def test_every_link_and_picture_of_a_document_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_stepdial_command_and_flag_that_a_document_names_exists(document: Path) -> None:
     lines = re.findall(
-        r"stepdial (serve|look|train|import|distill|evaluate|ablate|sample|export|curve|report|families|openapi|bench|check)"
+        r"stepdial (serve|look|train|import|distill|evaluate|ablate|health|sample|export|curve|report|families|openapi|bench|check)"
         r"((?: +[^`\n|]+)?)",
         document.read_text(),
     )

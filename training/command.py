@@ -65,6 +65,12 @@ class Reading(Command):
     workers: int | None = Field(default=None, ge=0)
     """Processes that read and decode images ahead, 0 for none. By default, for images in files, one for each core but one,
     8 at most. Their number changes nothing but the speed."""
+    probes: int = Field(default=20, ge=0)
+    """How often in a run, at most every 10 iterations, a probe looks at losses and the distance from the teacher's trajectory;
+    0 for never."""
+    tracker: Literal["auto", "tensorboard", "wandb", "none"] = "auto"
+    """Where curves go besides log.jsonl and probe.jsonl: TensorBoard in the run's folder, Weights & Biases; auto is TensorBoard if
+    it is installed."""
 
     @property
     def augmentation(self) -> Augmentation:

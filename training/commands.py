@@ -1,7 +1,8 @@
-"""The commands of training by name: `stepdial look`, `train`, `import`, `distill`, `evaluate`, `sample`, `export` ..."""
+"""The commands of training by name: `stepdial look`, `train`, `import`, `distill`, `evaluate`, `health`, `sample`, `export` ..."""
 
 from training.command import FAILURES, Command
 from training.exporting import Export
+from training.health import Health
 from training.importing import Import
 from training.looking import Look
 from training.making import Ablate, Distill, Train
@@ -10,7 +11,7 @@ from training.showing import Families, Sample
 
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
-    for command in (Look, Train, Import, Distill, Ablate, Evaluate, Report, Curve, Sample, Export, Families)
+    for command in (Look, Train, Import, Distill, Ablate, Evaluate, Health, Report, Curve, Sample, Export, Families)
 }
 
 __all__ = ["COMMANDS", "FAILURES"]

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from diffusion.family import Family
 from diffusion.frontier import Frontier, Measure
+from diffusion.plans import Rule
 from training.datasets import DataError
-from training.samplers import SamplersRecord
+from training.samplers import Grid, SamplersRecord
 
 NAMES = {
     "student": "separate students",
@@ -23,6 +24,17 @@ LOOKS = {
     "teacher": ("#1c1917", "*"),
 }
 GREYS = {"ddim": "o", "addim": "s", "ancestral": "^", "noise_ddim": "v", "heun": "x"}
+RULES: dict[Rule, tuple[str, str]] = {
+    "ddim": ("DDIM", "#57534e"),
+    "addim": ("aDDIM", "#c2410c"),
+    "noise_ddim": ("noise-DDIM", "#1d4ed8"),
+    "ancestral": ("ancestral", "#15803d"),
+    "heun": ("Heun", "#a21caf"),
+}
+"""Sampling rules, how a legend names them, and their colours."""
+TITLES: dict[Grid, str] = {"cosine": "equal steps of t (cosine)", "karras": "times of Karras et al. 2022"}
+DISTANCE = "Fréchet distance to real images, in the judge's units (proxy)"
+"""What the judge's distance is called."""
 
 
 class Point(NamedTuple):
@@ -43,12 +55,12 @@ def frontier_curves(frontier: Frontier) -> dict[str, list[Point]]:
     return {source: sorted(curves[source], key=lambda point: point.evaluations) for source in NAMES if source in curves}
 
 
-def sampler_curves(record: SamplersRecord) -> dict[tuple[str, float], list[Point]]:
-    """Return the teacher's curves by rule and guidance, points by rising evaluations."""
+def sampler_curves(record: SamplersRecord) -> dict[tuple[Grid, Rule, float], list[Point]]:
+    """Return the teacher's curves by grid, rule and guidance, points by rising evaluations."""
     curves = defaultdict(list)
     for row in record.rows:
         runs = row.evaluations * (2 if row.guidance else 1)
-        curves[row.rule, row.guidance].append(Point(runs, row.frechet, row.agreement))
+        curves[row.grid, row.rule, row.guidance].append(Point(runs, row.frechet, row.agreement))
     return {key: sorted(points, key=lambda point: point.evaluations) for key, points in curves.items()}
 
 
@@ -68,14 +80,12 @@ def draw_curve(family: Family, samplers: SamplersRecord | None, out: Path) -> No
         raise DataError(
             f"the samplers' distances do not compare with those of {family.name!r}: another judge or reference"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise DataError("matplotlib is not installed; pip install -e '.[training]'") from None
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     for key, points in sampler_curves(samplers).items() if samplers else ():
-        rule, guidance = key
+        grid, rule, guidance = key
+        if grid != "cosine":  # the others have a picture of their own
+            continue
         style = {"color": "#57534e" if guidance else "#a8a29e", "linestyle": "-" if guidance else "--", "linewidth": 1}
         name = f"teacher, {rule}" + (
             f", guided (w = {guidance:g}, each step runs it twice)" if guidance else ", unguided"
@@ -88,6 +98,56 @@ def draw_curve(family: Family, samplers: SamplersRecord | None, out: Path) -> No
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
+
+
+def draw_samplers(record: SamplersRecord, out: Path) -> None:
+    """Draw the teacher's distance against evaluations, a panel for each grid and guidance, into a PNG.
+
+    Raises DataError if matplotlib is not installed.
+    """
+    curves = sampler_curves(record)
+    grids = list(dict.fromkeys(grid for grid, _, _ in curves))
+    guidances = list(dict.fromkeys(guidance for _, _, guidance in curves))
+    figure = new_figure(5.2 * len(grids), 4.4 * len(guidances))
+    panels = figure.subplots(len(guidances), len(grids), sharex=True, sharey=True, squeeze=False)
+    for (grid, rule, guidance), points in curves.items():
+        name, colour = RULES[rule]
+        panels[guidances.index(guidance)][grids.index(grid)].errorbar(
+            [point.evaluations for point in points], [point.frechet.mean for point in points],
+            yerr=[point.frechet.spread for point in points],
+            label=name, color=colour, marker=GREYS[rule], markersize=5, capsize=2, linewidth=1.4,
+        )  # fmt: skip
+    for row, guidance in zip(panels, guidances, strict=True):
+        for axes, grid in zip(row, grids, strict=True):
+            guided = f"guided, w = {guidance:g} (an evaluation runs the network twice)" if guidance else "unguided"
+            axes.set_title(f"{TITLES[grid]}; {guided}", fontsize=9)
+            low, high = record.floor.mean - record.floor.spread, record.floor.mean + record.floor.spread
+            axes.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")
+            _scale(axes)
+        row[0].set_ylabel(DISTANCE, fontsize=8)
+    panels[0][-1].legend(fontsize=8, frameon=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure, in inches.  Raises DataError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise DataError("matplotlib is not installed; pip install -e '.[training]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _scale(axes: Any) -> None:
+    """Draw both axes by powers, evaluations below."""
+    axes.set_yscale("log")
+    for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_format("{x:g}")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel("times the network runs for one image")
+    axes.grid(alpha=0.3)
 
 
 def _line(left: Any, right: Any, points: list[Point], name: str, **style: Any) -> None:
@@ -111,7 +171,7 @@ def _finish(left: Any, right: Any, frontier: Frontier) -> None:
     for axis_format in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_format("{x:g}")
     right.set_ylim(top=min(100.5, right.get_ylim()[1]))
-    left.set_ylabel("Fréchet distance to real images, in the judge's units")
+    left.set_ylabel(DISTANCE)
     right.set_ylabel("images in which everything asked for is seen, %")
     for axes in (left, right):
         axes.set_xscale("log", base=2)

@@ -6,7 +6,6 @@ bent.  A network trained on labels alone learns to overlook just that, and then 
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -119,16 +118,3 @@ def describe_judge(folder: Path, judge: Judge, data: DataSet, *, count: int = 20
     x, condition = data.batch(0, count, seed=_JUDGE_SEED + 1)
     right = judge.agrees(x, condition).float().mean().item()
     return f"{name}, everything right on {right:.2%} of {count} real images"
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Frechet distance of two feature sets (N, D), (M, D) taken as Gaussians; float64.
-
-    |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the root through eigenvalues.
-    """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)

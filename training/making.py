@@ -16,9 +16,11 @@ from training.latents import in_latents
 from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
 from training.preset import network_of, student_settings, teacher_settings
+from training.probe import student_probe, teacher_probe
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run, taught_by
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
+from training.watch import Watch
 from training.world import World
 from training.yardstick import Evaluation
 
@@ -60,11 +62,13 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         if is_trained(self.family, "teacher", run):
             print(f"family {name} has this teacher already")
             return
+        probe = teacher_probe(settings, data, world.device) if self.probes else None
         fit(
             run,
             data,
             lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
             draw=progress_grid(empty, data),
+            watch=Watch(run, probe, times=self.probes, tracker=self.tracker),
             workers=self.workers,
         )
         if world.main:
@@ -179,7 +183,8 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         loss = in_latents(distillation(settings, steps, family, world.device, run), autoencoder)
         decode = autoencoder.decode if autoencoder else None
         draw = progress_grid(family.manifest, data, steps=steps, told=settings.told, decode=decode)
-        fit(run, data, loss, draw=draw, workers=self.workers)
+        watch = self._watch(run, settings, steps, family, data)
+        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
         self._add(f"student-{steps}", steps, run, settings, family, data)
         print(f"wrote the {steps}-step student of family {family.name}")
 
@@ -196,9 +201,22 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         loss = in_latents(distillation(settings, segments, family, world.device, run), autoencoder)
         decode = autoencoder.decode if autoencoder else None
         draw = progress_grid(family.manifest, data, segments=segments, told=settings.told, decode=decode)
-        fit(run, data, loss, draw=draw, workers=self.workers)
+        watch = self._watch(run, settings, segments, family, data)
+        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
         self._add("whole", None, run, settings, family, data)
         print(f"wrote the student for the whole dial of family {family.name}")
+
+    def _watch(
+        self, run: Run, settings: StudentSettings, counts: int | tuple[int, ...], family: Family, data: DataSet
+    ) -> Watch:
+        known = (
+            settings.method in ("cd", "ct") and settings.guidance_range is None and family.manifest.autoencoder is None
+        )
+        if self.probes and not (known and taught_by(settings, counts, family).role == "teacher"):
+            print("no probe looks at this run: it knows cd from a teacher and ct, of one guidance, in pixels")
+            known = False
+        probe = student_probe(settings, counts, family, data, run.device) if self.probes and known else None
+        return Watch(run, probe, times=self.probes, tracker=self.tracker)
 
     def _add(
         self, name: str, steps: int | None, run: Run, settings: StudentSettings, family: Family, data: DataSet

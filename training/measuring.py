@@ -10,13 +10,15 @@ from diffusion.family import Family, open_family
 from training.command import Command, choose_device, data_of, integers, words
 from training.composition import students_of
 from training.confirmation import search_dial
-from training.curve import draw_curve
+from training.curve import draw_curve, draw_samplers
 from training.evaluate import SOURCES, evaluate, time_again, ways
+from training.extractors import clip, dinov2, inception
+from training.metrics import measure_metrics
 from training.report import write_report
 from training.rescues import measure_rescues
-from training.samplers import measure_samplers, read_samplers
+from training.samplers import GRIDS, measure_samplers, read_samplers
 from training.scores import Scorer
-from training.yardstick import Evaluation, Yardstick
+from training.yardstick import REFERENCE_IMAGES, Evaluation, Yardstick
 
 
 class Evaluate(Command):
@@ -54,9 +56,28 @@ class Evaluate(Command):
     rescues: bool = False
     """Instead, or then: measure what images give that leave a measured position early and end on a coarser student."""
     samplers: bool = False
-    """Instead, or then: measure the teacher under every sampling rule, guided and unguided."""
+    """Instead, or then: measure the teacher under every sampling rule, on every grid of times, guided and unguided."""
+    sampler_evaluations: str = "4,8,16,32,64"
+    """Network evaluations of an image, for --samplers, separated by commas; heun takes an odd number of them."""
+    sampler_grids: str = ",".join(GRIDS)
+    """Grids of times for --samplers: cosine (equal steps of t), karras (those of Karras et al. 2022)."""
+    unguided: bool = False
+    """With --samplers: leave the guided half out."""
+    metrics: bool = False
+    """Instead, or then: measure distance, precision, recall, density and coverage of the positions by the judge and by every
+    network given with --inception and --dinov2, and the CLIP score by --clip."""
+    inception: Path | None = None
+    """Inception's weights as torch-fidelity publishes them, a file: FID at 50,000 samples. Asks for --metrics."""
+    dinov2: Path | None = None
+    """A folder with DINOv2 as transformers saves it: FD-DINOv2. Asks for --metrics."""
+    clip: Path | None = None
+    """A folder with CLIP, its processor and its tokenizer as transformers saves them, for prompts. Asks for --metrics."""
+    statistics: Path = Path("runs/statistics")
+    """Folder for the statistics of real images by each network of --metrics; those that are there must fit, and are used."""
+    reference_images: int = Field(default=REFERENCE_IMAGES, ge=80)
+    """Real images behind those statistics, of a set that is endless or larger than 50,000; of a smaller one it is all."""
     results: Path = Path("benchmarks/dial")
-    """Folder for the result files of --search and --samplers."""
+    """Folder for the result files of --search, --samplers and --metrics."""
     runs: Path = Path("runs")
     """Where finished parts are kept until the command has ended; the same command goes on from there."""
     device: str = "auto"
@@ -74,13 +95,13 @@ class Evaluate(Command):
             commit=provenance.commit(),
             folder=self.runs / family.name / "scores",
         )
-        if self.search or self.rescues or self.samplers:
+        if self.search or self.rescues or self.samplers or self._asks_metrics:
             self._beyond(family, evaluation)
         else:
             self._positions(family, evaluation)
 
     def _beyond(self, family: Family, evaluation: Evaluation) -> None:
-        """Search, rescues, samplers: what goes beyond the family's own positions."""
+        """Search, rescues, samplers, metrics: what goes beyond the family's own positions."""
         yardstick = Yardstick(family, data_of(family, self.data), evaluation.device)
         scorer = Scorer(family, yardstick, evaluation)
         if self.search:
@@ -99,17 +120,52 @@ class Evaluate(Command):
             measure_rescues(scorer, self.search_limit)
         if self.samplers:
             floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
-            measure_samplers(scorer, floor, self.results / f"samplers-{family.name}.json")
+            measure_samplers(
+                scorer,
+                floor,
+                self.results / f"samplers-{family.name}.json",
+                evaluations=tuple(integers(self.sampler_evaluations, "sampler-evaluations")),
+                grids=words(self.sampler_grids, GRIDS, "sampler-grids"),
+                guided=not self.unguided,
+            )
         scorer.forget()
+        if self._asks_metrics:
+            self._metrics(open_family(self.family), yardstick, evaluation)
 
-    def _positions(self, family: Family, evaluation: Evaluation) -> None:
-        """The positions asked for: quality and speed, or speed alone."""
+    @property
+    def _asks_metrics(self) -> bool:
+        return self.metrics or any((self.inception, self.dinov2, self.clip))
+
+    def _metrics(self, family: Family, yardstick: Yardstick, evaluation: Evaluation) -> None:
+        """The positions asked for, by every feature network given."""
+        device = evaluation.device
+        extractors = [inception(self.inception, device)] if self.inception else []
+        extractors += [dinov2(self.dinov2, device)] if self.dinov2 else []
+        measure_metrics(
+            family,
+            yardstick,
+            evaluation,
+            ways(family, self._offered(family), words(self.sources, SOURCES, "sources")),
+            self.results / f"metrics-{family.name}.json",
+            extractors=extractors,
+            prompt_judge=clip(self.clip, device) if self.clip else None,
+            statistics=self.statistics,
+            references=self.reference_images,
+        )
+
+    def _offered(self, family: Family) -> list[int]:
+        """The positions asked for, all of which the family must have."""
         positions = integers(self.positions, "positions")
         unknown = [steps for steps in positions if steps not in family.positions]
         if unknown:
             raise SystemExit(
                 f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
             )
+        return positions
+
+    def _positions(self, family: Family, evaluation: Evaluation) -> None:
+        """The positions asked for: quality and speed, or speed alone."""
+        positions = self._offered(family)
         sources = words(self.sources, SOURCES, "sources")
         if not self.only_speed:
             evaluate(family, data_of(family, self.data), positions, evaluation, sources=sources)
@@ -126,7 +182,8 @@ class Report(Command):
     """Write what was measured of a family as tables into a Markdown file, each between <!-- KIND NAME --> and <!-- end -->.
 
     KIND is dial (every position), searched (each number of evaluations), rescues (what ending early gives), ablations (what
-    stepdial ablate found) or training (how long each member took).
+    stepdial ablate found), samplers (the teacher under every rule), metrics (every feature network's word), paper
+    (the paper's tables) or training (how long each member took).
     """
 
     family: Path
@@ -148,6 +205,9 @@ class Curve(Command):
     """Folder of the family."""
     samplers: Path | None = None
     """Result file of stepdial evaluate --samplers; by default benchmarks/dial/samplers-NAME.json, if there is one."""
+    figure: Literal["dial", "samplers"] = "dial"
+    """dial: students, searched plans and the teacher. samplers: the teacher alone, a panel for each grid of times, as the paper's
+    Figure 5."""
     out: Path = Path("docs/curve.png")
     """PNG file to write."""
 
@@ -157,5 +217,11 @@ class Curve(Command):
         found = self.samplers or Path(f"benchmarks/dial/samplers-{family.name}.json")
         if self.samplers and not found.exists():
             raise SystemExit(f"--samplers {found} does not exist; stepdial evaluate --samplers writes it")
-        draw_curve(family, read_samplers(found) if found.exists() else None, self.out)
+        record = read_samplers(found) if found.exists() else None
+        if self.figure == "dial":
+            draw_curve(family, record, self.out)
+        elif record:
+            draw_samplers(record, self.out)
+        else:
+            raise SystemExit(f"{found} does not exist; stepdial evaluate --samplers writes it")
         print(f"wrote {self.out}")

@@ -11,6 +11,12 @@ from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_a
 from training.arms import ARMS, BASELINE, Arm
 from training.composition import students_of, words
 from training.datasets import DataError
+from training.metrics import Row, read_metrics
+from training.paper import paper_table
+from training.samplers import SamplersRecord, read_samplers
+
+DIAL_RESULTS = Path("benchmarks/dial")
+"""Where stepdial evaluate puts samplers and metrics, by default."""
 
 
 def dial_table(family: Family) -> str:
@@ -18,7 +24,7 @@ def dial_table(family: Family) -> str:
     frontier = family.frontier
     if frontier is None:
         raise DataError(f"family {family.name!r} has not been measured; run stepdial evaluate first")
-    head = "| steps | drawn by | Fréchet distance | of real images | obeyed | held-out prompts | one image | images/s |"
+    head = "| steps | drawn by | Fréchet distance (proxy) | of real images | obeyed | held-out prompts | one image | images/s |"
     rows = [head, "|---:|---|---:|---:|---:|---:|---:|---:|"]
     rows += [_row(position, _drawn_by(family, position)) for position in frontier.positions]
     missing = sorted(set(family.positions) - {position.steps for position in frontier.positions})
@@ -58,6 +64,7 @@ def _number(value: Measure | None, runs: int, *, percent: bool = False) -> str:
 def _ruler(frontier: Frontier) -> str:
     return (
         f"Distance to {frontier.reference}, and of as many real images to others; judge: {frontier.judge}. "
+        "A proxy: FID is of Inception's features and 50,000 images. "
         "± is the standard deviation over runs; frontier.json has commits and versions."
     )
 
@@ -92,7 +99,8 @@ def searched_table(family: Family) -> str:
     if frontier is None or not any(position.source == "searched" for position in frontier.positions):
         return "Not searched yet.\n"
     rows = [
-        "| evaluations | best plan | Fréchet distance | its student's own | the whole-dial student's own | obeyed | held-out |",
+        "| evaluations | best plan | Fréchet distance (proxy) | its student's own | the whole-dial student's own "
+        "| obeyed | held-out |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     shown = []
@@ -125,7 +133,7 @@ def rescues_table(family: Family) -> str:
     if frontier is None or not frontier.rescues:
         return "Not measured yet.\n"
     rows = [
-        "| steps | leaves after | ends with | evaluations | Fréchet distance | of the whole plan | obeyed |",
+        "| steps | leaves after | ends with | evaluations | Fréchet distance (proxy) | of the whole plan | obeyed |",
         "|---:|---:|---|---:|---:|---:|---:|",
     ]
     shown = []
@@ -190,7 +198,7 @@ def _arm_cell(row: Ablation | None, arm: Arm, study: Study, steps: int) -> str:
 def _study_ruler(study: Study, record: AblationsRecord) -> str:
     base, runs = study.baseline, len(study.seeds)
     return (
-        "Columns are step counts; a cell is the Fréchet distance, and how often everything asked for is seen. "
+        "Columns are step counts; a cell is the Fréchet distance (proxy), and how often everything asked for is seen. "
         f"± is the standard deviation over {runs} run(s) of drawing {study.samples} images from one trained network. "
         f"Distance to {record.reference}; {_number(study.floor, runs)} is that of as many real images; judge: {record.judge}. "
         f"Baseline: {base.iterations} iterations of {base.batch} images, learning rate {base.lr:g}, EMA {base.ema:g}, "
@@ -224,11 +232,93 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
+def samplers_table(family: Family) -> str:
+    """Return the teacher under every rule on every grid as a Markdown table for each guidance, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = DIAL_RESULTS / f"samplers-{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial evaluate --samplers --family families/{family.name}` does.\n"
+    record, teacher = read_samplers(file), family.manifest.teacher
+    if not teacher or teacher.weights.sha256 != record.teacher:
+        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    guidances = dict.fromkeys(row.guidance for row in record.rows)
+    return "\n".join([*(_samplers(record, guidance) for guidance in guidances), _samplers_how(record)])
+
+
+def _samplers(record: SamplersRecord, guidance: float) -> str:
+    cells = {
+        (row.grid, row.rule, row.evaluations): _number(row.frechet, len(record.seeds))
+        for row in record.rows
+        if row.guidance == guidance
+    }
+    counts = sorted({count for _, rule, count in cells if rule != "heun"})
+    about = f"Guided, w = {guidance:g}" if guidance else "Unguided"
+    rows = [f"| {about}: times | rule | " + " | ".join(map(str, counts)) + " |", "|---|---|" + "---:|" * len(counts)]
+    for grid, rule in dict.fromkeys((grid, rule) for grid, rule, _ in cells):
+        taken = [2 * ((count + 1) // 2) - 1 if rule == "heun" else count for count in counts]
+        numbers = [cells.get((grid, rule, count), "") for count in taken]
+        rows.append(f"| {grid} | {rule} | " + " | ".join(numbers) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _samplers_how(record: SamplersRecord) -> str:
+    runs, made = len(record.seeds), record.measured
+    spread = "± is the standard deviation over runs. " if runs > 1 else ""
+    return (
+        f"Fréchet distance (proxy) by network evaluations; heun takes one less where the number is even. "
+        f"{record.samples} images in {runs} run(s), to {record.reference}; "
+        f"{_number(record.floor, runs)} is that of as many real images. "
+        f"{spread}Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+    )
+
+
+def metrics_table(family: Family) -> str:
+    """Return what every feature network says of the positions as a Markdown table, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = DIAL_RESULTS / f"metrics-{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial evaluate --metrics --family families/{family.name}` does.\n"
+    record = read_metrics(file)
+    head = "| steps | drawn by | network | Fréchet distance | precision | recall | density | coverage | CLIP score |"
+    rows = [head, "|---:|---|---|---:|---:|---:|---:|---:|---:|"]
+    for row in record.rows:
+        rows += _metric_rows(row, len(record.seeds))
+    labels = "; ".join(f"{metric.network}: {metric.label}" for metric in record.rows[-1].metrics)
+    references = "; ".join(
+        f"{one.network} (sha256 {one.network_sha256[:12]}) by {one.count} real images of {one.data} (statistics {one.sha256[:12]})"
+        for one in record.references
+    )
+    made = record.measured
+    return (
+        "\n".join(rows)
+        + f"\n\n{labels}. References: {references}. {record.samples} images in {len(record.seeds)} run(s). "
+        f"Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+    )
+
+
+def _metric_rows(row: Row, runs: int) -> list[str]:
+    lines = []
+    for at, one in enumerate(row.metrics):
+        runs = 1 if row.plan is None else runs
+        overlap = [_number(getattr(one, name), runs) for name in ("precision", "recall", "density", "coverage")]
+        first = [str(row.steps or ""), row.source] if at == 0 else ["", ""]
+        clip = _number(row.clip_score, runs) if at == 0 else ""
+        lines.append("| " + " | ".join([*first, one.network, _number(one.frechet, runs), *overlap, clip]) + " |")
+    return lines
+
+
 TABLES = {
     "dial": dial_table,
     "searched": searched_table,
     "rescues": rescues_table,
     "ablations": ablations_table,
+    "samplers": samplers_table,
+    "metrics": metrics_table,
+    "paper": paper_table,
     "training": training_table,
 }
 """What may stand between markers `<!-- KIND NAME -->` and `<!-- end -->`, by kind."""

@@ -1,4 +1,4 @@
-"""`stepdial evaluate --samplers`: the teacher under every rule, what the students are compared with."""
+"""`stepdial evaluate --samplers`: the teacher under every rule on every grid of times, what the students are compared with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +9,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from diffusion.family import FamilyError, write_json
 from diffusion.frontier import Measure, Provenance
 from diffusion.plans import Plan, Rule, teacher_plan
+from diffusion.schedule import CosineSchedule, karras_times
 from training.datasets import DataError
 from training.evaluate import provenance_of
 from training.scores import Scorer
 
+Grid = Literal["cosine", "karras"]
+"""Which times a sampler visits: equal steps of t, or those of Karras et al. 2022 (equation 5)."""
+GRIDS: tuple[Grid, ...] = get_args(Grid)
+"""Every grid."""
 EVALUATIONS = (4, 8, 16, 32, 64)
 """Network evaluations of an image, about: heun takes an odd number."""
 
@@ -22,9 +27,12 @@ class _Record(BaseModel):
 
 
 class Sampled(_Record):
-    """The teacher under one rule, at one number of evaluations and one guidance."""
+    """The teacher under one rule, on one grid, at one number of evaluations and one guidance."""
 
     rule: Rule
+    """How a hop is taken."""
+    grid: Grid
+    """Which times are visited."""
     evaluations: int
     """Network evaluations of one image, a guided one counting once though it runs the network twice."""
     guidance: float
@@ -37,7 +45,7 @@ class Sampled(_Record):
 class SamplersRecord(_Record):
     """The teacher's samplers: benchmarks/dial/samplers-NAME.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     family: str
     teacher: str
     """SHA-256 of the teacher's weights."""
@@ -66,22 +74,36 @@ def read_samplers(file: Path) -> SamplersRecord:
         ) from None
 
 
-def sampler_plans(teacher: str, evaluations: tuple[int, ...]) -> Iterator[Plan]:
-    """Return the plans to measure: every rule at every number of evaluations."""
-    return (teacher_plan(teacher, steps, rule=rule) for rule in get_args(Rule) for steps in evaluations)
+def sampler_plans(
+    teacher: str, schedule: CosineSchedule, evaluations: tuple[int, ...], grids: tuple[Grid, ...] = GRIDS
+) -> Iterator[tuple[Grid, Plan]]:
+    """Return the plans to measure: on each grid every rule at every number of evaluations."""
+    for grid in grids:
+        for rule in get_args(Rule):
+            for steps in evaluations:
+                hops = (steps + 1) // 2 if rule == "heun" else steps
+                times = karras_times(schedule, hops).tolist() if grid == "karras" else None
+                yield grid, teacher_plan(teacher, steps, rule=rule, times=times)
 
 
 def measure_samplers(
-    scorer: Scorer, floor: Measure, out: Path, evaluations: tuple[int, ...] = EVALUATIONS
+    scorer: Scorer,
+    floor: Measure,
+    out: Path,
+    *,
+    evaluations: tuple[int, ...] = EVALUATIONS,
+    grids: tuple[Grid, ...] = GRIDS,
+    guided: bool = True,
 ) -> SamplersRecord:
     """Measure the teacher unguided, then guided as its positions are; the file grows row by row.
 
+    guided: whether to do the second half too.
     Raises FamilyError for a family without a teacher.
     """
     manifest, evaluation, yardstick = scorer.family.manifest, scorer.evaluation, scorer.yardstick
     if manifest.teacher is None:
         raise FamilyError(f"family {manifest.name!r} has no teacher")
-    plans = list(sampler_plans(manifest.teacher.name, evaluations))
+    plans = list(sampler_plans(manifest.teacher.name, manifest.schedule, evaluations, grids))
     record = SamplersRecord(
         family=manifest.name,
         teacher=manifest.teacher.weights.sha256,
@@ -93,16 +115,16 @@ def measure_samplers(
         measured=provenance_of(evaluation),
         rows=(),
     )
-    guidances = tuple(dict.fromkeys((0.0, manifest.guidance)))
-    count = sum(plan.steps for plan in plans) * scorer.images * sum(2 if w else 1 for w in guidances)
+    guidances = tuple(dict.fromkeys((0.0, manifest.guidance if guided else 0.0)))
+    count = sum(plan.steps for _, plan in plans) * scorer.images * sum(2 if w else 1 for w in guidances)
     scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
     out.parent.mkdir(parents=True, exist_ok=True)
     for guidance in guidances:
-        for plan in plans:
+        for grid, plan in plans:
             rule = plan.hops[0].rule
-            label = f"{rule}, {plan.steps} evaluations, guidance {guidance:g}"
+            label = f"{rule}, {grid} grid, {plan.steps} evaluations, guidance {guidance:g}"
             quality = scorer.quality([plan], guidance=guidance, label=label)[0]
-            row = Sampled(rule=rule, evaluations=plan.steps, guidance=guidance, **quality._asdict())
+            row = Sampled(rule=rule, grid=grid, evaluations=plan.steps, guidance=guidance, **quality._asdict())
             print(f"{label}: distance {row.frechet.mean:.2f} ± {row.frechet.spread:.2f}")
             record = record.model_copy(update={"rows": (*record.rows, row)})
             write_json(out.parent, out.name, record)

@@ -6,7 +6,7 @@ Plans that begin alike share the latents of what they have in common.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,15 @@ class Scores(NamedTuple):
     """bool (N,): everything asked for is seen."""
 
 
+class View(NamedTuple):
+    """Something else to see in images, besides what the judge sees."""
+
+    sha256: str
+    """Of what sees it."""
+    look: Callable[[Tensor, Tensor], np.ndarray]
+    """Images uint8 (B, H, W, C) and conditions (B, slots) -> B rows."""
+
+
 class Quality(NamedTuple):
     """What a plan gives, over the runs of an evaluation."""
 
@@ -60,9 +69,17 @@ def evaluations(plans: Sequence[Plan]) -> int:
 class Scorer:
     """Draws images of a family and has them judged.  Finished chunks lie in the evaluation's folder until `forget`."""
 
-    def __init__(self, family: Family, yardstick: Yardstick, evaluation: Evaluation):
+    def __init__(
+        self, family: Family, yardstick: Yardstick, evaluation: Evaluation, views: Mapping[str, View] | None = None
+    ):
+        """views: what else to see in every image, by name; `see` returns it."""
         self.family, self.yardstick, self.evaluation = family, yardstick, evaluation
         self.batch = 64 if evaluation.device.type == "cpu" else CHUNK
+        self.views = {
+            "features": View("", lambda images, condition: yardstick.features(images)),
+            "right": View("", yardstick.right),
+            **(views or {}),
+        }
         self._networks: dict[str, Network] = {}
         self._kept: set[Path] = set()
 
@@ -72,6 +89,7 @@ class Scorer:
         return {
             "code": provenance.code("training/features.py", "training/datasets.py", "training/shapes.py"),
             "judge": self.yardstick.description,
+            "views": {name: view.sha256 for name, view in self.views.items()},
             "precision": self.evaluation.precision,
             "device": provenance.device_name(self.evaluation.device),
             **self.family.manifest.model_dump(mode="json", include={"schedule", "variance", "conditioning"}),
@@ -159,6 +177,13 @@ class Scorer:
         self, plans: Sequence[Plan], data: DataSet, samples: int, seed: int, *, guidance: float | None, label: str
     ) -> list[Scores]:
         """Draw an image of each plan for each of the seed's first prompts and return the plans' scores."""
+        seen = self.see(plans, data, samples, seed, guidance=guidance, label=label)
+        return [Scores(plan["features"], plan["right"]) for plan in seen]
+
+    def see(
+        self, plans: Sequence[Plan], data: DataSet, samples: int, seed: int, *, guidance: float | None, label: str
+    ) -> list[dict[str, np.ndarray]]:
+        """Draw as `score` does and return, for each plan, what every view sees: the judge's "features" and "right", and others."""
         weights = {self.family.guidance(plan, guidance) for plan in plans}
         assert len(weights) == 1  # latents are shared, so they must have been guided alike
         (weight,) = weights
@@ -172,7 +197,7 @@ class Scorer:
                 at = (seed + HELD_OUT_SEED if held_out else seed, start)
                 parts.append(self._chunk(plans, condition, at, weight, told, bar))
         return [
-            Scores(*(np.concatenate([part[name][at] for part in parts]) for name in ("features", "right")))
+            {name: np.concatenate([part[name][at] for part in parts]) for name in self.views}
             for at in range(len(plans))
         ]
 
@@ -185,21 +210,19 @@ class Scorer:
         told: Sequence[int],
         bar: tqdm,
     ) -> dict[str, np.ndarray]:
-        """Return features (plans, B, 64) and right (plans, B) of one chunk, from its file if it was drawn before."""
+        """Return what each view sees in one chunk, (plans, B, ...), from its file if it was drawn before."""
         file = self.evaluation.folder / f"{self.key(plans, condition.tolist(), at, guidance, *told)}.npz"
         self._kept.add(file)
         if file.exists():
             pass_over(bar, len(condition) * evaluations(plans))
         else:
             images = self._draw(plans, condition, at, guidance, told, bar)
-            scores = [
-                (self.yardstick.features(drawn), self.yardstick.right(drawn, condition))
-                for drawn in (torch.cat(images[plan]) for plan in plans)
-            ]
+            drawn = [torch.cat(images[plan]) for plan in plans]
+            seen = {name: np.stack([view.look(d, condition) for d in drawn]) for name, view in self.views.items()}
             self.evaluation.folder.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".partial")
             with temporary.open("wb") as out:
-                np.savez(out, features=np.stack([f for f, _ in scores]), right=np.stack([r for _, r in scores]))
+                np.savez(out, **seen)  # type: ignore[arg-type]  # its stub takes names for its own flag
             temporary.replace(file)
         with np.load(file) as kept:
             return dict(kept)

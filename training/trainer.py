@@ -88,6 +88,8 @@ class Run:
         """Networks beside the trained one whose weights the loss changes; they are part of the checkpoint."""
         self.iteration = 0
         self.seconds = 0.0
+        self.gradient_norm = 0.0
+        """Of the last step, before it was clipped."""
 
     def _begin(self) -> None:
         """Make average and optimiser, of as much of the network as is here."""
@@ -260,6 +262,7 @@ class Run:
                 f"iteration {iteration}: loss {mean.item():g}, gradient norm {norm.item():g}, on images {first} to "
                 f"{first + schedule.batch - 1} of the stream; lower the learning rate"
             )
+        self.gradient_norm = norm.item()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(schedule.ema, (1 + iteration) / (10 + iteration))
@@ -289,6 +292,7 @@ def fit(
     loss: Loss,
     *,
     draw: Callable[[nn.Module, Path], None] | None = None,
+    watch: Callable[[Run, float], None] | None = None,
     workers: int | None = None,
     save_seconds: float = 120,
     grids: int = 8,
@@ -296,9 +300,10 @@ def fit(
     """Train to the end of the schedule, from the checkpoint where there is one.
 
     Every save_seconds and on SIGTERM or Ctrl-C, of any of the processes, the checkpoint is written; `draw(network, file)`
-    writes a sample grid about `grids` times a run; `workers` processes read ahead, by default as many as suit the data.
-    log.jsonl gets loss, time, and the part of it that was spent waiting for data; skipped.jsonl, one of each process, names
-    images that could not be used.  Raises KeyboardInterrupt, in all processes, after an interrupted run is saved.
+    writes a sample grid about `grids` times a run; `watch(run, loss)` is called after every step, in all processes;
+    `workers` processes read ahead, by default as many as suit the data.  log.jsonl gets loss, gradient norm, time, and the
+    part of it that was spent waiting for data; skipped.jsonl, one of each process, names images that could not be used.
+    Raises KeyboardInterrupt, in all processes, after an interrupted run is saved.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     run.resume()
@@ -325,7 +330,10 @@ def fit(
             if late:
                 run.save()
                 saved = time.monotonic()
-            log.add(_timed_step(run, awaited, loss), awaited.seconds)
+            mean = _timed_step(run, awaited, loss)
+            log.add(mean, awaited.seconds)
+            if watch:
+                watch(run, mean)
             if draw and run.iteration % every == 0:
                 with run.averaged() as network:
                     if world.main:
@@ -368,6 +376,7 @@ class _Log:
     def __init__(self, run: Run):
         self._run = run
         self._losses: list[float] = []
+        self._norms: list[float] = []
         self._waited, self._since = 0.0, run.seconds  # when the last line was written
 
     def __enter__(self) -> "_Log":
@@ -392,6 +401,7 @@ class _Log:
         """Note a step's loss and how many seconds all steps so far waited for data."""
         run = self._run
         self._losses.append(loss)
+        self._norms.append(run.gradient_norm)
         self._bar.update(run.schedule.batch)
         if run.iteration % 50 and run.iteration != run.schedule.iterations:
             return
@@ -401,11 +411,12 @@ class _Log:
             "iteration": run.iteration,
             "images": run.iteration * run.schedule.batch,
             "loss": mean,
+            "gradient_norm": sum(self._norms) / len(self._norms),
             "seconds": round(run.seconds, 1),
             "waiting": round((waited - self._waited) / spent, 3) if spent else 0.0,
         }
         print(json.dumps(line), file=self._file, flush=True)
-        self._losses, self._waited, self._since = [], waited, run.seconds
+        self._losses, self._norms, self._waited, self._since = [], [], waited, run.seconds
 
 
 @contextmanager

@@ -7,16 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.family import Family
+from diffusion.family import Family, file_sha256
 from diffusion.frontier import Measure
 from training.datasets import DataSet, pixels_to_latents
-from training.features import Judge, describe_judge, family_judge, frechet_distance
+from training.features import JUDGE, Judge, describe_judge, family_judge
+from training.frechet import frechet_distance, statistics_of
 
 REFERENCE_IMAGES = 10_000
 """Real images that drawn ones are compared with, of a set that is endless or larger than WHOLE."""
 WHOLE = 50_000
 """Largest set all of whose images are compared with."""
-_REAL_SEED = 101
+REAL_SEED = 101
+"""Seed of the stream that real images are taken from."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Yardstick:
         self.data, self.device = data, torch.device(device)
         self.judge: Judge = family_judge(family.folder, data)
         self.description = describe_judge(family.folder, self.judge, data)
+        self.sha256 = file_sha256(family.folder / JUDGE)
         self.judge.to(self.device)
         self._whole = data.size is not None and data.size <= WHOLE
-        count = (self._whole and data.size) or REFERENCE_IMAGES
-        self.reals = self._features_of_real(0, count)
-        self.reference = f"{count} real images of {data.name}"
+        self.count = (self._whole and data.size) or REFERENCE_IMAGES
+        self.reals = self._features_of_real(0, self.count)
+        self._statistics = statistics_of(self.reals)
+        self.reference = f"{self.count} real images of {data.name}"
 
     def features(self, images: Tensor) -> np.ndarray:
         """Return the judge's features (N, 64) of images uint8 (N, H, W, C)."""
@@ -57,7 +61,7 @@ class Yardstick:
 
     def distance(self, features: np.ndarray) -> float:
         """Return the Frechet distance of images with these features (N, 64) to the real ones."""
-        return frechet_distance(features, self.reals)
+        return frechet_distance(features, self._statistics)
 
     def right(self, images: Tensor, condition: Tensor) -> np.ndarray:
         """Tell of each image uint8 (N, H, W, C) whether all that was asked for, condition (N, slots), is seen; bool (N,)."""
@@ -76,15 +80,16 @@ class Yardstick:
             if self._whole:
                 order = np.random.default_rng(run).permutation(len(self.reals))
                 half = min(samples, len(order) // 2)
-                distances.append(frechet_distance(self.reals[order[:half]], self.reals[order[half : 2 * half]]))
+                others = statistics_of(self.reals[order[half : 2 * half]])
+                distances.append(frechet_distance(self.reals[order[:half]], others))
             else:
                 start = REFERENCE_IMAGES + run * samples
-                distances.append(frechet_distance(self._features_of_real(start, samples), self.reals))
+                distances.append(self.distance(self._features_of_real(start, samples)))
         return measure(distances)
 
     def _features_of_real(self, start: int, count: int) -> np.ndarray:
         parts = [
-            self.data.batch(at, min(256, start + count - at), seed=_REAL_SEED)[0]
+            self.data.batch(at, min(256, start + count - at), seed=REAL_SEED)[0]
             for at in range(start, start + count, 256)
         ]
         return self._features(torch.cat(parts))

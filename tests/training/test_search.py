@@ -31,7 +31,7 @@ from training.confirmation import SearchRecord
 from training.curve import frontier_curves, sampler_curves
 from training.datasets import FiniteSet
 from training.features import JUDGE, train_judge
-from training.report import rescues_table, searched_table
+from training.report import rescues_table, samplers_table, searched_table
 from training.rescues import endings, useful
 from training.samplers import measure_samplers, read_samplers
 from training.scores import Quality, Scorer, evaluations
@@ -304,13 +304,25 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
     samplers = measure_samplers(teacher, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,))
     assert read_samplers(tmp_path / "samplers-digits.json") == samplers
     curves = sampler_curves(samplers)
-    assert {rule for rule, _ in curves} == {"ddim", "addim", "ancestral", "noise_ddim", "heun"}
-    assert [point.evaluations for point in curves["heun", 1.0]] == [6] and curves["ddim", 0.0][0].evaluations == 3
+    assert {rule for _, rule, _ in curves} == {"ddim", "addim", "ancestral", "noise_ddim", "heun"}
+    assert {(grid, guidance) for grid, _, guidance in curves} == set(product(("cosine", "karras"), (0.0, 1.0)))
+    assert [point.evaluations for point in curves["cosine", "heun", 1.0]] == [6]
+    assert curves["karras", "ddim", 0.0][0].evaluations == 3
+    # other times, other images
+    assert curves["cosine", "ddim", 0.0][0].frechet != curves["karras", "ddim", 0.0][0].frechet
     assert [point.evaluations for point in frontier_curves(family.frontier)["student"]] == [1, 2, 4]
     picture = tmp_path / "curve.png"
     asked = ["--family", folder, "--samplers", tmp_path / "samplers-digits.json", "--out", picture]
     assert not call(monkeypatch, "curve", *asked)
     assert Image.open(picture).size[0] > 1000
+    assert not call(monkeypatch, "curve", *asked, "--figure", "samplers")
+    assert Image.open(picture).size[0] > 1000
+    kept = tmp_path / "benchmarks" / "dial" / "samplers-digits.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes((tmp_path / "samplers-digits.json").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert "| karras | heun |" in samplers_table(family)
     broken = tmp_path / "samplers-digits.json"
     broken.write_text(json.dumps({"family": "digits"}))
     assert call(monkeypatch, "curve", *asked) == 1

@@ -1,0 +1,127 @@
+"""`stepdial evaluate --metrics`, on a tiny family with tiny networks."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import stepdial
+from diffusion.family import Family, open_family, write_tensors
+from training.datasets import FiniteSet
+from training.features import JUDGE, train_judge
+from training.metrics import read_metrics
+from training.report import metrics_table
+
+EVALUATE = ["--samples", 90, "--seeds", 2, "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def judged(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the digits family with students of 1 and 2 steps and a judge.  Not to be changed."""
+    folder = tmp_path_factory.mktemp("judged")
+    shutil.copytree(digits_family.folder, folder / "digits")
+    short = [
+        "--iterations",
+        1,
+        "--batch",
+        2,
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+        "--probes",
+        0,
+        "--tracker",
+        "none",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        command = [
+            "stepdial",
+            "distill",
+            "--family",
+            folder / "digits",
+            "--steps",
+            "1,2",
+            "--runs",
+            folder / "runs",
+            *short,
+        ]
+        patch.setattr(sys, "argv", list(map(str, command)))
+        assert stepdial.main() == 0
+    write_tensors(folder / "digits", JUDGE, dict(train_judge(digit_set, iterations=40).state_dict()))
+    return folder / "digits"
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A DINOv2 of random weights."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
+    sizes = {"size": {"shortest_edge": 14}, "crop_size": {"height": 14, "width": 14}}
+    BitImageProcessorPil(**sizes).save_pretrained(tmp_path / "dinov2")
+    return tmp_path / "dinov2"
+
+
+def evaluate(monkeypatch: pytest.MonkeyPatch, family: Path, folder: Path, *flags: object) -> int:
+    places = ["--results", folder / "results", "--runs", folder / "runs", "--statistics", folder / "statistics"]
+    command = ["stepdial", "evaluate", "--family", family, *EVALUATE, *places, *flags]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    return stepdial.main()
+
+
+def test_positions_are_measured_by_every_network_and_what_was_measured_before_is_kept(
+    judged: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, before = tmp_path / "results" / "metrics-digits.json", (judged / "family.json").read_bytes()
+    assert not evaluate(monkeypatch, judged, tmp_path, "--dinov2", network, "--positions", 1)
+    record = read_metrics(file)
+    real, drawn = record.rows
+    assert (real.source, real.plan, drawn.source, drawn.steps) == ("real", None, "student", 1)
+    assert [metric.network for metric in drawn.metrics] == ["judge", "dinov2"] and record.seeds == (2001, 2002)
+    for row in record.rows:
+        for metric in row.metrics:
+            assert all(0 <= getattr(metric, name).mean <= 1 for name in ("precision", "recall", "coverage"))
+    # so short a training draws nothing like digits: real images are nearer to real ones, by both networks
+    for near, far in zip(real.metrics, drawn.metrics, strict=True):
+        assert near.frechet.mean < far.frechet.mean and near.coverage.mean > far.coverage.mean
+        assert far.label.startswith(f"proxy: Fréchet distance of {far.network} features, 90 images against 1,797 real")
+    assert [reference.count for reference in record.references] == [1797, 1797]
+    assert not evaluate(monkeypatch, judged, tmp_path, "--dinov2", network, "--positions", 2)
+    assert [row.steps for row in read_metrics(file).rows] == [0, 1, 2]
+    assert read_metrics(file).rows[1] == drawn
+    assert (judged / "family.json").read_bytes() == before and not (judged / "frontier.json").exists()
+    monkeypatch.chdir(tmp_path)
+    assert "does." in metrics_table(open_family(judged))
+    shutil.copytree(tmp_path / "results", tmp_path / "benchmarks" / "dial")
+    table = metrics_table(open_family(judged))
+    assert (
+        "| 1 | student | judge |" in table and "| real | judge |" in table and record.references[1].sha256[:12] in table
+    )
+
+
+def test_statistics_of_another_network_in_the_same_place_stop_the_command(
+    judged: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert not evaluate(monkeypatch, judged, tmp_path, "--dinov2", network, "--positions", 1)
+    weights = load_file(network / "model.safetensors")
+    weights["layernorm.bias"] += 1
+    save_file(weights, network / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert evaluate(monkeypatch, judged, tmp_path, "--dinov2", network, "--positions", 1) == 1
+    said = capsys.readouterr().err
+    assert "digits-1797-dinov2.safetensors are of other images or features: network_sha256 is" in said
+
+
+def test_clip_is_refused_where_there_are_no_prompts_and_a_wrong_folder_where_there_is_no_network(
+    judged: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert evaluate(monkeypatch, judged, tmp_path, "--clip", network, "--positions", 1) == 1
+    assert "holds a dinov2 network" in capsys.readouterr().err
+    assert evaluate(monkeypatch, judged, tmp_path, "--dinov2", tmp_path / "nowhere", "--positions", 1) == 1
+    assert "does not hold a network as transformers saves it" in capsys.readouterr().err

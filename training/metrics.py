@@ -1,0 +1,178 @@
+"""`stepdial evaluate --metrics`: what several feature networks say of the dial's positions, and CLIP of how prompts are met.
+
+Whatever is not FID as everybody knows it, 50,000 images and the published Inception weights, is labelled a proxy.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from diffusion.condition import PromptConditioning
+from diffusion.family import Family, write_json
+from diffusion.frontier import Measure, Provenance, Source
+from diffusion.plans import Plan
+from training.datasets import DataError
+from training.evaluate import provenance_of
+from training.extractors import Extractor, PromptJudge
+from training.rulers import Metric, Reference, Ruler, judge_of, ruler
+from training.scores import Scorer, View
+from training.yardstick import Evaluation, Yardstick, measure
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Row(_Record):
+    """A dial position drawn in one way; or real images (no plan), which are about as good as a perfect model would be."""
+
+    steps: int
+    """Network evaluations an image takes; 0 for real images."""
+    source: Source | Literal["real"]
+    """Where the plan comes from."""
+    plan: Plan | None
+    """What was run."""
+    metrics: tuple[Metric, ...]
+    """One for each network."""
+    clip_score: Measure | None = None
+    """Mean CLIP score, where it was asked for; not taken of real images."""
+
+
+class MetricsRecord(_Record):
+    """The metrics of a family: benchmarks/dial/metrics-NAME.json."""
+
+    format: Literal[1] = 1
+    family: str
+    references: tuple[Reference, ...]
+    """One for each network."""
+    clip: str | None
+    """SHA-256 of CLIP's weights."""
+    samples: int
+    """Images of each run; about as many real ones are behind precision, recall, density and coverage."""
+    seeds: tuple[int, ...]
+    """Of the runs."""
+    measured: Provenance
+    """How the rows that were measured last were measured."""
+    rows: tuple[Row, ...] = ()
+    """By rising steps."""
+
+
+def read_metrics(file: Path) -> MetricsRecord:
+    """Read a result file.  Raises DataError if it is not one."""
+    try:
+        return MetricsRecord.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            f"{file.name} is not a result of stepdial evaluate --metrics: {where}: {first['msg']}"
+        ) from None
+
+
+def views(family: Family, extractors: list[Extractor], prompt_judge: PromptJudge | None) -> dict[str, View]:
+    """Return what is seen in drawn images besides what the judge sees.  Raises DataError for CLIP without prompts."""
+    seen = {extractor.name: View(extractor.sha256, _looking(extractor)) for extractor in extractors}
+    if prompt_judge:
+        conditioning = family.manifest.conditioning
+        if not isinstance(conditioning, PromptConditioning):
+            raise DataError(f"--clip needs prompts, and family {family.name!r} takes none")
+        seen["clip"] = View(prompt_judge.sha256, _meeting(prompt_judge, conditioning))
+    return seen
+
+
+def _looking(extractor: Extractor) -> Callable[[Tensor, Tensor], np.ndarray]:
+    return lambda images, condition: extractor.features(images.cpu().numpy())
+
+
+def _meeting(prompt_judge: PromptJudge, conditioning: PromptConditioning) -> Callable[[Tensor, Tensor], np.ndarray]:
+    def look(images: Tensor, condition: Tensor) -> np.ndarray:
+        prompts = [conditioning.describe(tuple(asked)) for asked in condition.tolist()]
+        return prompt_judge.scores(images.cpu().numpy(), prompts)
+
+    return look
+
+
+def measure_metrics(
+    family: Family,
+    yardstick: Yardstick,
+    evaluation: Evaluation,
+    plans: list[Plan],
+    out: Path,
+    *,
+    extractors: list[Extractor],
+    prompt_judge: PromptJudge | None,
+    statistics: Path,
+    references: int,
+) -> MetricsRecord:
+    """Measure plans by every network over the evaluation's seeds; the file grows row by row, what fits beside it is kept.
+
+    extractors: networks besides the family's judge.  statistics: folder for those of real images.
+    Raises DataError when those there do not fit, or the result file is none.
+    """
+    scorer = Scorer(family, yardstick, evaluation, views(family, extractors, prompt_judge))
+    rulers = [
+        ruler(network, yardstick.data, statistics, samples=evaluation.samples, references=references)
+        for network in (judge_of(yardstick), *extractors)
+    ]
+    fresh = MetricsRecord(
+        family=family.name,
+        references=tuple(one.reference for one in rulers),
+        clip=prompt_judge.sha256 if prompt_judge else None,
+        samples=evaluation.samples,
+        seeds=evaluation.seeds,
+        measured=provenance_of(evaluation),
+        rows=(Row(steps=0, source="real", plan=None, metrics=tuple(one.floor for one in rulers)),),
+    )
+    record = _beside(fresh, out)
+    members = sorted({member for plan in plans for member in plan.members})
+    scorer.announce("metrics", sum(plan.steps for plan in plans) * evaluation.samples * len(evaluation.seeds), members)
+    for plan in plans:
+        row = _row(scorer, rulers, plan)
+        print(summary(row))
+        rows = [*(known for known in record.rows if known.plan != plan), row]
+        record = record.model_copy(update={"rows": tuple(sorted(rows, key=lambda row: (row.steps, row.source)))})
+        write_json(out.parent, out.name, record)
+    scorer.forget()
+    return record
+
+
+def _row(scorer: Scorer, rulers: list[Ruler], plan: Plan) -> Row:
+    """Draw a plan's images in every run and return what is seen in them."""
+    evaluation, source = scorer.evaluation, scorer.family.source(plan)
+    about = f"{plan.steps} steps, {source}"
+    runs = [
+        scorer.see([plan], scorer.yardstick.data, evaluation.samples, seed, guidance=None, label=about)[0]
+        for seed in evaluation.seeds
+    ]
+    names = {one.extractor.name: one.extractor.name for one in rulers} | {"judge": "features"}
+    return Row(
+        steps=plan.steps,
+        source=source,
+        plan=plan,
+        metrics=tuple(one.metric([run[names[one.extractor.name]] for run in runs]) for one in rulers),
+        clip_score=measure([float(run["clip"].mean()) for run in runs]) if "clip" in scorer.views else None,
+    )
+
+
+def _beside(fresh: MetricsRecord, out: Path) -> MetricsRecord:
+    """Return the record to go on with: with what the file holds, if that was measured alike."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    known = read_metrics(out) if out.exists() else fresh
+    alike = {"measured": fresh.measured, "rows": ()}
+    if known.model_copy(update=alike) != fresh.model_copy(update=alike):
+        print(f"{out.name} was measured of other images or by other networks, and will be replaced")
+        return fresh
+    return fresh.model_copy(update={"rows": (*fresh.rows, *(row for row in known.rows if row.plan))})
+
+
+def summary(row: Row) -> str:
+    """Return one line for people."""
+    line = f"{row.steps:4d} steps  {row.source:8}"
+    for one in row.metrics:
+        line += f"  {one.network}: distance {one.frechet.mean:.2f} ± {one.frechet.spread:.2f}"
+        line += f" precision {one.precision.mean:.2f} recall {one.recall.mean:.2f}"
+    return line + (f"  CLIP {row.clip_score.mean:.1f}" if row.clip_score else "")
