@@ -159,7 +159,18 @@ def test_students_of_sampled_guidance_record_their_range_and_draw_with_what_is_a
 def test_the_counts_of_a_whole_dial_have_the_parts_and_the_schedules_that_are_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    flags = ["--steps", "1,2,4", "--whole", "--weights", "1:2,4:3", "--teacher-steps", "1:4-16,32-64"]
+    # the network, and tract's average of it, are told their counts in parts of these sizes
+    flags = [
+        "--steps",
+        "1,2,4",
+        "--whole",
+        "--weights",
+        "1:2,4:3",
+        "--teacher-steps",
+        "1:4-16,32-64",
+        "--method",
+        "tract",
+    ]
     assert not distil(monkeypatch, folder, *flags)
     assert "a batch is 6 images: 2 of 1, 1 of 2, 3 of 4 steps" in capsys.readouterr().out
     learnt = open_family(folder).manifest.member("whole").training.settings["objectives"]
