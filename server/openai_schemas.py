@@ -55,7 +55,7 @@ class ImagesRequest(BaseModel):
     seed: Annotated[int | None, Field(strict=True, ge=0, le=MAX_SEED)] = None
     """Ours: equal seeds give equal images. Default: drawn, and returned beside the image."""
     guidance: float | None = None
-    """Ours: weight of classifier-free guidance, at the teacher's positions."""
+    """Ours: weight of classifier-free guidance, where `guidance` of /generate may be named."""
     deadline_ms: float | None = None
     """Ours: as in POST /generate."""
     determinism: Literal["exact", "fast"] | None = None

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import stepdial
-from diffusion.family import Family, Member, open_family
+from diffusion.family import Family, FamilyError, Member, open_family
+from tests.server.tiny import write_tiny_family
+from training.composition import combinable
 from training.objective import teacher_steps
 from training.student import StudentSettings
 from training.trainer import Run
@@ -157,7 +159,18 @@ def test_students_of_sampled_guidance_record_their_range_and_draw_with_what_is_a
 def test_the_counts_of_a_whole_dial_have_the_parts_and_the_schedules_that_are_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    flags = ["--steps", "1,2,4", "--whole", "--weights", "1:2,4:3", "--teacher-steps", "1:4-16,32-64"]
+    # the network, and tract's average of it, are told their counts in parts of these sizes
+    flags = [
+        "--steps",
+        "1,2,4",
+        "--whole",
+        "--weights",
+        "1:2,4:3",
+        "--teacher-steps",
+        "1:4-16,32-64",
+        "--method",
+        "tract",
+    ]
     assert not distil(monkeypatch, folder, *flags)
     assert "a batch is 6 images: 2 of 1, 1 of 2, 3 of 4 steps" in capsys.readouterr().out
     learnt = open_family(folder).manifest.member("whole").training.settings["objectives"]
@@ -181,3 +194,14 @@ def test_recipes_of_the_new_methods_keep_the_teachers_path_as_it_is(digits_famil
     student = Member.model_validate(teacher.model_dump() | {"name": "student-8", "role": "student", "steps": 8})
     assert StudentSettings(method="cd").objective(4, student).teacher_steps_end == 8
     assert StudentSettings(method="ect", recipe="paper").objective(2).distance == "snr1_x_huber"
+
+
+def test_students_that_are_told_their_guidance_are_not_composed_with_others(tmp_path: Path):
+    manifest = open_family(write_tiny_family(tmp_path / "tiny", steps=(1, 2), guidance=(0.0, 3.0))).manifest
+    assert len(combinable(manifest)) == 2
+    plain = manifest.members[1].model_copy(
+        update={"network": manifest.members[1].network.model_copy(update={"guidance": None})}
+    )
+    mixed = manifest.model_copy(update={"members": (manifest.members[0], plain, manifest.members[2])})
+    with pytest.raises(FamilyError, match="told different ranges of guidance, or none"):
+        combinable(mixed)
