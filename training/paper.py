@@ -68,11 +68,11 @@ def paper_table(family: Family) -> str:
 
 def _group(studies: Sequence[Study], record: AblationsRecord) -> str:
     rows = [row for study in studies for row in study.rows]
-    tables = [_table(table, rows) for table in PAPER_TABLES]
+    tables = [_table(table, rows, len(studies)) for table in PAPER_TABLES]
     return "\n".join([*tables, _how(studies, record)])
 
 
-def _table(table: PaperTable, rows: Sequence[Ablation]) -> str:
+def _table(table: PaperTable, rows: Sequence[Ablation], trainings: int) -> str:
     """Return one table; a row of student steps is there once two of its columns were measured."""
     names = list(table.arms)
     head = [
@@ -89,7 +89,7 @@ def _table(table: PaperTable, rows: Sequence[Ablation]) -> str:
         missing += [f"{name} at {steps}" for name in names if name not in ours]
         if len(ours) < 2:
             continue
-        cells = [_cell(ours.get(name)) for name in names]
+        cells = [_cell(ours.get(name), _trainings(rows, table.arms[name], steps) < trainings) for name in names]
         theirs = {
             name: Measure(mean=value, spread=0.0) for name, value in zip(names, printed, strict=True) if name in ours
         }
@@ -118,8 +118,15 @@ def nearest(columns: dict[str, Measure]) -> str:
     return level[0] if len(level) == 1 else f"level: {', '.join(level)}"
 
 
-def _cell(value: Measure | None) -> str:
-    return f"{value.mean:.2f} ± {value.spread:.2f}" if value else ""
+def _trainings(rows: Sequence[Ablation], arms: tuple[str, ...], steps: int) -> int:
+    """Return how many trainings are behind `_measured`."""
+    counts = [sum((row.arm, row.steps) == (arm, steps) for row in rows) for arm in arms]
+    return next(filter(None, counts), 0)
+
+
+def _cell(value: Measure | None, fewer: bool) -> str:
+    """A dagger says that fewer trainings were measured than of others."""
+    return f"{value.mean:.2f} ± {value.spread:.2f}{' †' if fewer else ''}" if value else ""
 
 
 def _how(studies: Sequence[Study], record: AblationsRecord) -> str:
@@ -131,7 +138,7 @@ def _how(studies: Sequence[Study], record: AblationsRecord) -> str:
         for row in study.rows
     )
     over = (
-        f"{len(seeds)} trainings (seeds {', '.join(map(str, seeds))})"
+        f"{len(seeds)} trainings (seeds {', '.join(map(str, seeds))}; † of fewer, of drawing where of one)"
         if len(seeds) > 1
         else "runs of drawing, of one training"
     )

@@ -42,9 +42,14 @@ def test_trainings_of_several_seeds_give_a_mean_and_a_spread(
     digits_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     rows = [("baseline", 1, 1, 4.0), ("baseline", 1, 2, 6.0), ("ct", 1, 1, 12.0), ("ct", 1, 2, 12.0)]
+    rows += [("ct", 2, 1, 7.0), ("baseline", 2, 1, 5.0)]
     said = table(digits_family, tmp_path, monkeypatch, *rows)
+    assert "| 2 | 7.00 ± 0.50 † | 5.00 ± 0.50 † |" in said
     assert "| 1 | 12.00 ± 0.00 | 5.00 ± 1.41 | 7.2 | 4.3 | CD | CD |" in said
-    assert "standard deviation over 2 trainings (seeds 1, 2)" in said and "Not measured: CT at 2, CD at 2" in said
+    assert (
+        "standard deviation over 2 trainings (seeds 1, 2; † of fewer" in said
+        and "Not measured: CT at 4, CD at 4" in said
+    )
     assert "constant at 1" in said and "DDIM at 1" in said  # Tables 2 and 4 have no second column
     assert "proxy distance" in said
 
