@@ -38,13 +38,17 @@ healthy_or_ended() { healthy "$1" || ended "$1"; }
 serving_is() { [ "$(serving)" "$1" "$2" ]; }
 
 replace() { # SERVICE OLD, one container by another
-  local service=$1 old=$2 before new count
+  local service=$1 old=$2 before new count said
   before=$("${compose[@]}" ps --quiet "$service")
   count=$(wc -w <<<"$before")
   local up
   up=$(serving)
-  "${compose[@]}" up --detach --no-deps --no-recreate --no-build --scale "$service=$((count + 1))" "$service" 2>/dev/null
-  new=$("${compose[@]}" ps --quiet "$service" | grep --invert-match --fixed-strings "$before")
+  if ! said=$("${compose[@]}" up --detach --no-deps --no-recreate --no-build --scale "$service=$((count + 1))" "$service" 2>&1) ||
+    ! new=$("${compose[@]}" ps --quiet "$service" | grep --invert-match --fixed-strings "$before"); then
+    echo "$said" >&2
+    say "$service: no new replica could be started; the others go on" >&2
+    exit 1
+  fi
   say "$service: ${new:0:12} is starting"
   if ! wait_until "$ready_seconds" healthy_or_ended "$new" || ended "$new" || ! wait_until 30 serving_is -gt "$up"; then
     docker logs --tail 5 "$new" >&2
@@ -58,6 +62,8 @@ replace() { # SERVICE OLD, one container by another
 }
 
 for service in "${@:-stepdial}"; do
+  # Compose would start containers that have ended, with their old image, rather than make new ones
+  "${compose[@]}" rm --force "$service" >/dev/null 2>&1 || true
   old=$("${compose[@]}" ps --quiet "$service")
   [ -n "$old" ] || { echo "no container of the service $service runs" >&2; exit 1; }
   for container in $old; do

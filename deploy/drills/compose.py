@@ -46,7 +46,8 @@ class Compose:
 
     async def reload(self) -> None:
         """As Stack says."""
-        await run("docker", "kill", "--signal", "USR2", self._containers[BALANCER])
+        # from inside: after any `docker kill`, whatever the signal, `restart: unless-stopped` no longer restarts a container
+        await self._inside(BALANCER, "kill -USR2 1")
 
     async def empty_redis(self) -> None:
         """As Stack says; the container's environment has the password."""
@@ -55,6 +56,13 @@ class Compose:
 
     async def fill(self, part: str) -> None:
         """As Stack says: of Redis that of /data, of a replica /tmp, the only place that it can write to."""
+        await self.check_disk(part)
+        folder = _folder(part)
+        await self._inside(part, f"dd if=/dev/zero of={folder}/filler bs=64k 2>/dev/null; dd if=/dev/zero bs=1 2>/dev/null "
+                                 f">>{folder}/filler; true")  # fmt: skip
+
+    async def check_disk(self, part: str) -> None:
+        """See that the disk that a part writes to is small enough to be filled. Raises StackBroken where it is not."""
         folder = _folder(part)
         kib = int(await self._inside(part, f"df -Pk {folder} | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2"))
         if kib > LARGEST_DISK_MIB * 1024:
@@ -62,8 +70,6 @@ class Compose:
                 f"{folder} of {part} is on a disk of {kib // 2**20} GiB, which is not filled; deploy/drills/small-disk.yml "
                 "gives Redis a small one"
             )
-        await self._inside(part, f"dd if=/dev/zero of={folder}/filler bs=64k 2>/dev/null; dd if=/dev/zero bs=1 2>/dev/null "
-                                 f">>{folder}/filler; true")  # fmt: skip
 
     async def clear(self, part: str) -> None:
         """As Stack says."""
@@ -101,7 +107,10 @@ async def compose(settings: DrillSettings) -> AsyncIterator[Compose]:
         )
     containers = {BALANCER: found[BALANCER][0], REDIS: found[REDIS][0], **{name: name for name in found["stepdial"]}}
     metrics_url = f"http://{await _address(containers[BALANCER])}:8404/metrics"
-    yield Compose(settings.url, metrics_url, found["stepdial"], containers)
+    stack = Compose(settings.url, metrics_url, found["stepdial"], containers)
+    if "full-disk-redis" in settings.drills:
+        await stack.check_disk(REDIS)  # before anything is broken
+    yield stack
 
 
 async def _address(container: str) -> str:

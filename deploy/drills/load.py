@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -38,6 +37,7 @@ class Load:
     async def __aenter__(self) -> "Load":
         wishes = self._wishes(weights(self._settings.mix), 1)
         times = self._until_stopped(arrivals("poisson", self._settings.rate, Random(2)))
+        self.began = perf_counter()  # not before: the stack may have been waited for
         self._asking = asyncio.create_task(open_loop(self._client, wishes, times, Extent(0.0, inf), unwatched))
         self._ordering = asyncio.create_task(self._order())
         return self
@@ -81,7 +81,7 @@ class Load:
     async def _order(self) -> None:
         """Order at random times; once stopped, wait for every result, but not for ever."""
         wishes, random = self._wishes(weights(self._settings.job_mix), 6), Random(7)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as group:
                 for at in self._until_stopped(arrivals("poisson", self._settings.job_rate, random)):
                     await asyncio.sleep(max(0.0, self.began + at - perf_counter()))
@@ -89,3 +89,7 @@ class Load:
                     self.orders.append(Order(self._client, body, secrets.token_hex(16), self.began))
                     group.create_task(self.orders[-1].run())
                 patience.reschedule(asyncio.get_running_loop().time() + self._settings.patience)
+        except TimeoutError:
+            pass
+        except ExceptionGroup as errors:  # one is enough to end a drill, and says what is wrong
+            raise errors.exceptions[0] from None

@@ -26,6 +26,7 @@ REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-pol
 """As in docker-compose.yml."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 """Where HAProxy is on Debian, whoever one is."""
+NO_SMALL_DISK = "to fill a disk it has to be a small one of its own, which only root can mount"
 END_SECONDS = 60
 """How long a part may take to end after SIGTERM."""
 
@@ -172,7 +173,7 @@ class Loopback:
         """As Stack says; the replicas log to one disk."""
         disk = self._disk(part)
         if not disk.is_mount():
-            raise StackBroken("to fill a disk it has to be a small one of its own, which only root can mount")
+            raise StackBroken(NO_SMALL_DISK)
         with (disk / "filler").open("wb", buffering=0) as filler:
             for size in (65536, 1):
                 try:
@@ -204,6 +205,8 @@ async def loopback(settings: DrillSettings) -> AsyncIterator[Loopback]:
     for program in ("haproxy", "redis-server"):
         if shutil.which(program, path=PATH) is None:
             raise StackBroken(f"{program} is not installed (Debian: apt-get install haproxy redis-server)")
+    if os.geteuid() != 0 and any(name.startswith("full-disk") for name in settings.drills):
+        raise StackBroken(f"{NO_SMALL_DISK}: run as root, or name the other drills")
     with tempfile.TemporaryDirectory(prefix="drills-") as folder:
         stack = Loopback(settings, Path(folder))
         try:

@@ -129,7 +129,8 @@ class Scene:
                 try:
                     async with session.get(self.stack.metrics_url + "?scope=backend") as answer:
                         self.watch.note(await answer.text())
-                except aiohttp.ClientError:  # it is just being reloaded; the load sees whether anybody noticed
+                except (TimeoutError, aiohttp.ClientError):
+                    # it is just being reloaded; the load sees whether anybody noticed
                     self.watch.up = 0
                 await asyncio.sleep(WATCH_SECONDS)
 

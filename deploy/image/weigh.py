@@ -65,6 +65,8 @@ def start(image: str) -> dict[str, float | str]:
     try:
         url = f"http://{docker('port', container, '8000/tcp').splitlines()[0]}"
         while get(f"{url}/readyz") is None:
+            if docker("inspect", "--format={{.State.Running}}", container) != "true":
+                sys.exit(f"{image} ended before it was ready:\n{docker('logs', '--tail=5', container)}")
             time.sleep(0.1)
         seconds = time.perf_counter() - begun
         used, status = (docker("exec", container, "cat", f"/proc/1/{file}") for file in ("stat", "status"))

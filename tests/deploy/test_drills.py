@@ -17,11 +17,12 @@ from benchmarks.checks.verdict import Finding
 from benchmarks.load.client import Client
 from deploy.drills.commands import main
 from deploy.drills.faults import DRILLS
-from deploy.drills.orders import Order
+from deploy.drills.load import Load
+from deploy.drills.orders import Order, Unexpected
 from deploy.drills.promises import findings
 from deploy.drills.result import Attempted, DrillResult, Jobs, Recovery, Requests
 from deploy.drills.scene import Watch
-from deploy.drills.settings import RESULTS, DrillName
+from deploy.drills.settings import RESULTS, DrillName, DrillSettings
 from deploy.drills.table import drill_table, write_table
 from tests.server.conftest import family_folder  # noqa: F401
 from tests.server.processes import ROOT
@@ -225,6 +226,39 @@ def test_an_order_is_repeated_until_accepted_and_its_result_fetched_twice() -> N
     order = ordered(is_done, lambda _: b"png", refusals=2)
     assert order.orders.refused == 2 and not order.orders.failures and not order.lost
     assert len(order.results) == 2 and len(set(order.results)) == 1 and order.ids == ["job_1"]
+
+
+def test_an_answer_that_no_drill_explains_ends_it_with_a_sentence_and_the_load_begins_when_it_is_entered() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"detail": "whose key?"}, status=401)
+
+    model = {"name": "tiny", "positions": [{"steps": 1}], "conditioning": {"kind": "none"}}
+    settings = DrillSettings(names=["kill-replica"], mix="1", job_mix="1", rate=50, job_rate=50)
+
+    async def drill() -> float:
+        app = web.Application()
+        app.router.add_post("/jobs", refuse)
+        app.router.add_post("/generate", refuse)
+        async with TestServer(app) as server, Client(str(server.make_url("/"))) as client:
+            load = Load(client, model, settings)
+            made = load.began
+            await asyncio.sleep(0.2)
+            with pytest.raises(Unexpected, match="POST /jobs was answered 401.*whose key"):
+                async with load:
+                    await asyncio.sleep(0.2)
+            return load.began - made
+
+    assert asyncio.run(drill()) >= 0.2
+
+
+def test_a_disk_that_cannot_be_filled_is_refused_before_anything_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed("haproxy", "redis-server")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["all"]) == 1
+    said = capsys.readouterr()
+    assert "only root can mount: run as root, or name the other drills" in said.err and not said.out
 
 
 def test_a_result_that_changes_is_seen() -> None:

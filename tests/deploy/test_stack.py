@@ -170,6 +170,28 @@ def test_the_script_of_the_rolling_update_can_be_read() -> None:
     assert done.returncode == 1 and "no container of the service stepdial runs" in done.stderr
 
 
+DOCKER = """#!/bin/sh
+case "$*" in
+  "compose ps "*) echo old ;;
+  "compose exec "*) echo 'haproxy_backend_active_servers{proxy="stepdial"} 1' ;;
+  "compose up "*) echo 'no such image: stepdial:9' >&2; exit 1 ;;
+  "compose rm "*) ;;
+  *) echo "unexpected: docker $*" >&2; exit 2 ;;
+esac
+"""
+"""A Docker that has one replica and no image for another."""
+
+
+def test_a_rolling_update_says_why_no_new_replica_could_be_started_and_touches_no_old_one(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run([ROOT / "deploy" / "roll.sh"], env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "unexpected" not in done.stderr
+    assert "no such image: stepdial:9\n" in done.stderr and "no new replica could be started" in done.stderr
+
+
 class Stack:
     """The stack, with ports and a network of its own, of the small family; as a context manager it is up within the block."""
 
