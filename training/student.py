@@ -128,7 +128,8 @@ class StudentSettings(Schedule):
         distance = "snr1_x_huber" if steps == 1 else "v_mean_huber"
         said: dict[str, Any] = {"teacher_steps_start": max(start, steps), "teacher_steps_end": max(end, 2 * steps)}
         said |= {"anneal_iterations": int(0.6 * self.iterations), "huber_epsilon": 1e-3, "distance": distance}
-        return said | ect
+        # six halvings are about as many teacher steps as annealing ends at here
+        return said | (ect | {"ect_stages": 6} if ect else {})
 
     def _asked_schedule(self, steps: int) -> dict[str, int]:
         """What `teacher_steps` says of a step count."""

@@ -194,6 +194,8 @@ def test_recipes_of_the_new_methods_keep_the_teachers_path_as_it_is(digits_famil
     student = Member.model_validate(teacher.model_dump() | {"name": "student-8", "role": "student", "steps": 8})
     assert StudentSettings(method="cd").objective(4, student).teacher_steps_end == 8
     assert StudentSettings(method="ect", recipe="paper").objective(2).distance == "snr1_x_huber"
+    stages = [StudentSettings(method="ect", recipe=recipe).objective(2).ect_stages for recipe in ("paper", "short")]
+    assert stages == [8, 6] and StudentSettings(method="cd").objective(2).ect_stages == 8
 
 
 def test_students_that_are_told_their_guidance_are_not_composed_with_others(tmp_path: Path):
