@@ -17,6 +17,7 @@ from diffusion.family import Family, open_family
 from tests.training.processes import BATCH, ITERATIONS, KINDS, WAYS, teacher, trained
 from training.datasets import FiniteSet
 from training.trainer import Run
+from training.world import World
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -135,6 +136,16 @@ def test_students_that_two_processes_shard_become_members(tmp_path: Path, digits
     members = {member.name: member for member in open_family(family).manifest.members}
     assert members.keys() == {"teacher", "student-1", "student-2"}, said
     assert members["student-2"].training.device.startswith("2 x ")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_that_compute_again_have_the_losses_of_plain_ones(
+    digits_family: Family, digit_set: FiniteSet, tmp_path: Path
+):
+    plain, its_loss, _ = teacher(tmp_path, digits_family)
+    run, loss, _ = teacher(tmp_path, digits_family)
+    run.spread(World(), checkpointing=True, compiled=True)
+    assert trained(run, loss, digit_set, 3) == pytest.approx(trained(plain, its_loss, digit_set, 3), rel=1e-5)
 
 
 def test_one_process_does_without_accelerate():
