@@ -112,8 +112,10 @@ class Spreading(Command):
         return (init_settings, PresetSource(settings_cls, cls.settings_of_preset))
 
     def turns(self, batch: int, processes: int) -> int:
-        """Return in how many turns a process takes its part of a batch.  Raises TrainingError where that is no whole number."""
-        mine = batch // processes
+        """Return in how many turns a process takes its part of a batch.  Raises TrainingError where it does not divide."""
+        mine, left = divmod(batch, processes)
+        if left:
+            raise TrainingError(f"a batch of {batch} cannot be divided equally among {processes} processes")
         if self.micro_batch and mine % self.micro_batch:
             raise TrainingError(
                 f"--micro-batch {self.micro_batch} does not divide the {mine} images that each of {processes} process(es) has "
@@ -131,7 +133,8 @@ class Spreading(Command):
             shard=self.shard and processes > 1,
             checkpointing=self.activation_checkpointing,
         )
-        return describe(settings.model_dump(mode="json"), work, GPUS[self.gpu], self.utilisation, runs)
+        asked = self.model_dump(mode="json", exclude={"dry_run", "gpu", "gpus", "utilisation"})
+        return describe(asked | settings.model_dump(mode="json"), work, GPUS[self.gpu], self.utilisation, runs)
 
     def world(self, device: str) -> World:
         """Join the processes that train together.  Of several, all but the first are silent from here on, but for errors."""

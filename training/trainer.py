@@ -126,10 +126,8 @@ class Run:
         for block in blocks(self.network):
             if checkpointing:
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if compiled:
-                block.compile()
-        if compiled:  # random numbers as without it, or f(z_s, s) and f(z_t, t) might get other dropout masks
-            torch._inductor.config.fallback_random = True
+            if compiled:  # random numbers as without it, or f(z_s, s) and f(z_t, t) might get other dropout masks
+                block.compile(options={"fallback_random": True})
         self.world, self.called = world, world.wrap(self.network)
         if world.sharded:
             self._begin()

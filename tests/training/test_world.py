@@ -17,10 +17,13 @@ from diffusion.family import Family, open_family
 from tests.training.processes import BATCH, ITERATIONS, KINDS, WAYS, teacher, trained
 from training.datasets import FiniteSet
 from training.trainer import Run
+from training.world import World
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+PATIENCE = 600
+"""Seconds for what takes some alone on a machine."""
 CLOSE = 2e-6
 """Losses agree to this, relatively: float32 sums in another order. Adam, which divides by the gradient's size, makes more of it
 in the weights."""
@@ -38,7 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, digits_family: Family) -> tup
     """What two processes left and said."""
     folder = tmp_path_factory.mktemp("pair")
     process = launch(ROOT / "tests/training/processes.py", digits_family.folder, folder)
-    said = process.communicate(timeout=180)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
@@ -119,10 +122,10 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_pa
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.kill(pid_of(process, 1), signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode and said.count("interrupted; the same command goes on from here") == 2, said
     assert (run / "checkpoint.safetensors").exists() and not (tmp_path / "digits/family.json").exists()
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | ALONE, timeout=120)
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | ALONE, timeout=PATIENCE)
     assert done.returncode == 0
     record = open_family(tmp_path / "digits").manifest.members[0].training
     assert record.iterations == 24 and not record.device.startswith("2 x")
@@ -131,10 +134,20 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_pa
 def test_students_that_two_processes_shard_become_members(tmp_path: Path, digits_family: Family):
     family = shutil.copytree(digits_family.folder, tmp_path / "digits")
     how = ["--iterations", 2, "--batch", 8, "--steps", "1,2", "--device", "cpu", "--runs", tmp_path / "runs", "--shard"]
-    said = launch(ROOT / "stepdial.py", "distill", "--family", family, *how).communicate(timeout=120)[0]
+    said = launch(ROOT / "stepdial.py", "distill", "--family", family, *how).communicate(timeout=PATIENCE)[0]
     members = {member.name: member for member in open_family(family).manifest.members}
     assert members.keys() == {"teacher", "student-1", "student-2"}, said
     assert members["student-2"].training.device.startswith("2 x ")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_that_compute_again_have_the_losses_of_plain_ones(
+    digits_family: Family, digit_set: FiniteSet, tmp_path: Path
+):
+    plain, its_loss, _ = teacher(tmp_path, digits_family)
+    run, loss, _ = teacher(tmp_path, digits_family)
+    run.spread(World(), checkpointing=True, compiled=True)
+    assert trained(run, loss, digit_set, 3) == pytest.approx(trained(plain, its_loss, digit_set, 3), rel=1e-5)
 
 
 def test_one_process_does_without_accelerate():
