@@ -3,6 +3,8 @@
 import io
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 
 from diffusion.family import Family
 from server.app import create_app
+from server.engine import Engine
 from server.settings import Settings
 from tests.server.crowd import FakeDevice
 
@@ -52,6 +55,17 @@ class Desk:
         """POST /generate; a str or bytes wish is the raw body."""
         content = wish if isinstance(wish, str | bytes) else json.dumps(wish)
         return self.client.post("/generate", content=content, headers={"content-type": "application/json"} | headers)
+
+
+@contextmanager
+def client_of(family: Family, engine: Engine) -> Iterator[TestClient]:
+    """A client of an app that draws a family with its own engine, ready."""
+    stopped = threading.Event()
+    app = create_app(Settings(family=family.folder, max_wave=4), [family], lambda _: engine, stop=stopped.set)
+    with TestClient(app) as client:
+        while client.get("/readyz").status_code == 503 and not stopped.is_set():
+            pass
+        yield client
 
 
 def pixels(data: bytes) -> np.ndarray:

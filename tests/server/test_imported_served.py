@@ -1,24 +1,19 @@
 """Families that were imported from diffusers, served: pixels and latents, labels and prompts of any words."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from diffusion.family import Family, GoldenSample, open_family
-from server.app import create_app
 from server.content import edition
 from server.engine import Engine, choose_device
 from server.roster import weights_bytes
 from server.samples import Sample, Turn
-from server.settings import Settings
 from tests.checkpoints import write_dit, write_pixels, write_stable, write_xl
-from tests.server.desk import blamed, pixels
+from tests.server.desk import blamed, client_of, pixels
 from tests.server.tiny import draw_alone
 from training.checkpoint import Checkpoint
 from training.importing import import_family
@@ -40,16 +35,6 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine = Engine(family, device=choose_device("cpu"), max_wave=4)
     engine.prepare()
     return family, engine, wish
-
-
-@contextmanager
-def client_of(family: Family, engine: Engine) -> Iterator[TestClient]:
-    stopped = threading.Event()
-    app = create_app(Settings(family=family.folder, max_wave=4), [family], lambda _: engine, stop=stopped.set)
-    with TestClient(app) as client:
-        while client.get("/readyz").status_code == 503 and not stopped.is_set():
-            pass
-        yield client
 
 
 def test_what_is_served_is_what_the_sampler_draws(served: tuple[Family, Engine, dict]) -> None:

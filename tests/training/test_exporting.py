@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import stepdial
-from diffusion.family import Family, open_family
+from diffusion.family import Family, GoldenSample, open_family
 from diffusion.sampler import follow
 from kernels import noise
+from server.engine import Engine, choose_device
 from tests.checkpoints import write_captioned, write_dit, write_images, write_pixels, write_stable, write_xl
-from tests.server.tiny import write_tiny_family
+from tests.server.desk import client_of, pixels
+from tests.server.tiny import draw_alone, write_tiny_family
 
 DISTIL = ["--iterations", 2, "--batch", 6, "--precision", "fp32", "--device", "cpu", "--lr", 1e-2, "--warmup", 1]
 """A high rate, so that two iterations change what is drawn."""
@@ -73,6 +75,16 @@ def test_students_of_an_imported_teacher_are_its_network_in_full_precision(famil
     assert {value.dtype for value in student.values()} == {torch.float32}
     assert any(not torch.equal(value, student[key]) for key, value in teacher.items())
     assert {entry.member for entry, _ in family.golden()} == {"teacher", "student-2", "whole"}
+
+
+def test_students_of_an_imported_teacher_are_served_over_http(family: Family):
+    engine = Engine(family, device=choose_device("cpu"), max_wave=2)
+    with client_of(family, engine) as client:
+        for steps, member in ((1, "whole"), (2, "student-2"), (4, "whole")):
+            answer = client.post("/generate", json={"steps": steps, "seed": 5}, headers={"Accept": "image/png"})
+            assert answer.status_code == 200 and answer.headers["X-Student"] == member
+            alone = draw_alone(family, GoldenSample(steps=steps, condition=(), seed=5, member=member)).numpy()
+            assert np.abs(pixels(answer.content).astype(int) - alone).max() <= 1
 
 
 LOADED = """
