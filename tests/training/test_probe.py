@@ -129,7 +129,7 @@ def test_watching_changes_nothing_in_the_weights_and_writes_what_is_found(
         if name == "watched":
             probe = student_probe(SETTINGS, 2, digits_family, digit_set, CPU)
             watch = Watch(run, probe, times=2, tracker="tensorboard")
-        fit(run, digit_set, distillation(SETTINGS, 2, digits_family, CPU), watch=watch)
+        fit(run, digit_set, distillation(SETTINGS, 2, digits_family, CPU, run), watch=watch)
         weights.append(run.network.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
     assert list(read_found(tmp_path / "watched")) == [10, 20]
