@@ -12,6 +12,7 @@
 # make image-weigh  build it, weigh its layers and time its start; OTHERS= names further images to weigh (needs Docker)
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
+# make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
@@ -31,7 +32,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
+.PHONY: serve test lint browser redis haproxy prometheus dashboards processes family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
@@ -75,6 +76,10 @@ prometheus:
 # the dashboards against Grafana's own types (npm), and an alert on its whole way to a webhook (minutes)
 dashboards: .venv/.test prometheus
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_dashboard_types.py tests/deploy/test_prometheus_alerts.py
+
+# several processes shard a training to its end; blocks compiled by torch.compile, which takes a C++ compiler on a CPU
+processes: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_world.py
 
 # checkov has an environment of its own: it pins what others need newer
 kubernetes: .venv/.test .venv/checkov redis

@@ -103,7 +103,7 @@ def pid_of(process: subprocess.Popen, rank: int) -> int:
     return int(found[0])
 
 
-def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_path: Path):
+def test_a_signal_to_one_of_two_that_shard_saves_and_ends_both_and_one_alone_goes_on(tmp_path: Path):
     train = [
         "train",
         "--preset",
@@ -115,7 +115,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_pa
         "--runs",
         tmp_path / "runs",
     ]
-    command = [ROOT / "stepdial.py", *train, "--device", "cpu", "--micro-batch", 16]
+    command = [ROOT / "stepdial.py", *train, "--device", "cpu", "--micro-batch", 16, "--shard"]
     run = tmp_path / "runs/digits/teacher"
     process = launch(*command)
     while not list(run.glob("samples-*.png")):
@@ -131,6 +131,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_one_alone_goes_on(tmp_pa
     assert record.iterations == 24 and not record.device.startswith("2 x")
 
 
+@pytest.mark.slow
 def test_students_that_two_processes_shard_become_members(tmp_path: Path, digits_family: Family):
     family = shutil.copytree(digits_family.folder, tmp_path / "digits")
     how = ["--iterations", 2, "--batch", 8, "--steps", "1,2", "--device", "cpu", "--runs", tmp_path / "runs", "--shard"]
