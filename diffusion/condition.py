@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+GUIDANCE_PARTS = 1000
+"""A network that is told its guidance w finds it in a column of the condition after the slots, in whole thousandths."""
+
 
 class ConditionError(ValueError):
     """A prompt or label that the family cannot draw; `field` names the request field to blame."""
