@@ -2,15 +2,18 @@
 
 The network itself is the library's, its weights and its arithmetic untouched.  Around it, log SNR becomes the timestep that
 has it, the condition becomes what the architecture takes, and its prediction (noise, image or v) becomes v.  A student for
-the whole dial adds its segment count to the time embedding, by a table that begins as zeros.
+the whole dial adds its segment count to the time embedding, and one that is told its guidance w adds that; both begin as zeros.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from torch import Tensor, nn
 
+from diffusion.condition import GUIDANCE_PARTS
 from diffusion.schedule import alpha_sigma_from_logsnr
 from diffusion.timesteps import TimestepTable, timesteps_at
 
@@ -45,6 +48,8 @@ class BackboneConfig(BaseModel):
     tokens: tuple[tuple[int, int], ...] = ()
     """(tokens, vocabulary) of each text encoder that a prompt goes through; empty for networks without text."""
     segments: tuple[int, ...] = ()
+    guidance: tuple[float, float] | None = None
+    """Range of the guidance w that the network is told and was trained for; None for networks that are not told it."""
     """Segment counts that one network for the whole dial was trained for, as in UViTConfig."""
 
     @model_validator(mode="after")
@@ -55,14 +60,12 @@ class BackboneConfig(BaseModel):
         counts = self.segments
         if counts and (counts != tuple(sorted(set(counts))) or counts[0] < 0 or counts[-1] == 0):
             raise ValueError(f"segments must be rising counts, got {counts}")
+        if self.guidance and not 0.0 <= self.guidance[0] < self.guidance[1]:
+            raise ValueError(f"guidance must be a range that rises from 0 or more, got {self.guidance}")
         return self
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
-
-    def segments_row(self, count: int) -> int:
-        """Return the row of a segment count in the table of a network for the whole dial; 0 stands for infinitely many."""
-        return sum(count >= known for known in self.segments if known)
 
     @property
     def resolution(self) -> int:
@@ -102,8 +105,15 @@ class Backbone(nn.Module):
         embeddings = self._time_embeddings()
         width = embeddings[0].linear_2.out_features
         self.segments = nn.Embedding(len(self._counts) + 1, width) if config.segments else None
+        waves = embeddings[0].linear_1.in_features
+        self.guidance_in = nn.Linear(waves, width) if config.guidance else None
+        self.guidance_out = nn.Linear(width, width) if config.guidance else None
         if self.segments is not None:  # with a teacher's other weights the network is that teacher at every count
             nn.init.zeros_(self.segments.weight)
+        if self.guidance_out is not None:  # and at every w
+            nn.init.zeros_(self.guidance_out.weight)
+            nn.init.zeros_(self.guidance_out.bias)
+        if config.segments or config.guidance:
             for embedding in embeddings:
                 embedding.register_forward_hook(self._tell)
 
@@ -130,11 +140,12 @@ class Backbone(nn.Module):
         """What the architecture takes beside z_t and timestep."""
         slots = len(self.config.slots)
         columns = 0 if condition is None else condition.shape[1]
-        if columns != slots + (self.segments is not None):
-            told = " and takes a segment count" if self.segments is not None else ""
+        if columns != slots + (self.guidance_in is not None) + (self.segments is not None):
+            told = " and is told its guidance" if self.guidance_in is not None else ""
+            told += " and takes a segment count" if self.segments is not None else ""
             raise ValueError(f"condition has {columns} columns, the network has {slots} slots{told}")
-        if condition is not None and self.segments is not None:
-            self._told = self.segments(self._row(condition[:, -1].to(z_t.device)))
+        if condition is not None and columns > slots:
+            self._told = self.told(condition[:, slots:].to(z_t.device))
         if self.config.architecture == "UNet2DConditionModel":
             assert self.text is not None and condition is not None
             return self.text.embed(condition[:, :slots], z_t.device)
@@ -144,6 +155,21 @@ class Backbone(nn.Module):
         if self.config.architecture == "DiTTransformer2DModel":  # its row for none is the last
             label = torch.where(label == 0, self.config.slots[0], label - 1)
         return {"class_labels": label}
+
+    def told(self, columns: Tensor) -> Tensor:
+        """Return what is added to every embedding of time (B, width) for the columns after the slots.
+
+        columns: (B, 1 or 2) int64: w in thousandths, of a network that is told it, then the segment count likewise.
+        """
+        added = torch.zeros((), device=columns.device)
+        if self.guidance_in is not None and self.guidance_out is not None:
+            assert self.config.guidance is not None
+            low, high = self.config.guidance
+            place = (columns[:, 0].float() / GUIDANCE_PARTS - low) / (high - low)
+            added = added + self.guidance_out(F.silu(self.guidance_in(_wave(place, self.guidance_in.in_features))))
+        if self.segments is not None:
+            added = added + self.segments(self._row(columns[:, -1]))
+        return added
 
     def _v(self, said: Tensor, z_t: Tensor, logsnr_t: Tensor) -> Tensor:
         """v of a prediction: of eps (eps - sigma z) / alpha, of x (alpha z - x) / sigma."""
@@ -170,6 +196,14 @@ class Backbone(nn.Module):
         for count in self._counts:
             row = row + (segments >= count)
         return row
+
+
+def _wave(place: Tensor, channels: int) -> Tensor:
+    """Sinusoids (B, channels) of places (B,) in [0, 1], as UViT has them."""
+    half = channels // 2
+    rates = torch.exp(torch.arange(half, device=place.device) * (-math.log(1e4) / (half - 1)))
+    angles = 1000.0 * place[:, None] * rates
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels - 2 * half))
 
 
 def library_class(name: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from diffusion.backbone import Backbone, BackboneConfig, LibraryMissing, library_class
-from diffusion.condition import LabelConditioning, TextConditioning, Tokenizer
+from diffusion.condition import GUIDANCE_PARTS, LabelConditioning, TextConditioning, Tokenizer
 from diffusion.family import Family, FamilyError, Member, open_family
 from diffusion.plans import uniform_times
 from diffusion.timesteps import timesteps_at
@@ -63,7 +63,7 @@ def export(family: Family, name: str, out: Path, steps: int | None = None) -> in
     pipeline, part = PIPELINES[network.config.architecture]
     if len(network.config.tokens) == 2:
         pipeline = "StableDiffusionXLPipeline"
-    plain_network(network, count).save_pretrained(partial / part)
+    plain_network(network, count, member.guidance).save_pretrained(partial / part)
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": _version()}
     index |= {part: ["diffusers", network.config.architecture], "scheduler": [SCHEDULER, "MultistepScheduler"]}
     _write_scheduler(family, network.config, count, partial / "scheduler")
@@ -109,20 +109,20 @@ def _write_tokenizer(file: Path, tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def plain_network(network: Backbone, steps: int) -> Any:
+def plain_network(network: Backbone, steps: int, guidance: float = 0.0) -> Any:
     """Return a student's network as diffusers knows it, no longer told anything but time.
 
-    What a student for the whole dial is told of its segment count is one vector, added to every embedding of time: so it
-    becomes part of the bias that ends that embedding.
+    What it is told of its segment count and of its guidance w is one vector, added to every embedding of time: so it becomes
+    part of the bias that ends that embedding.
     """
-    weights = {key: value for key, value in network.network.state_dict().items()}
+    weights = dict(network.network.state_dict())
     settings = dict(network.config.settings)
-    if network.segments is not None:
-        row = network.segments.weight[network.config.segments_row(steps)]
-        for key in [
-            key for key in weights if key.endswith(("time_embedding.linear_2.bias", "timestep_embedder.linear_2.bias"))
-        ]:
-            weights[key] = weights[key] + row
+    columns = [round(GUIDANCE_PARTS * guidance)] if network.config.guidance else []
+    columns += [steps] if network.config.segments else []
+    if columns:
+        added = network.told(torch.tensor([columns]))[0]
+        ends = ("time_embedding.linear_2.bias", "timestep_embedder.linear_2.bias")
+        weights |= {key: value + added for key, value in weights.items() if key.endswith(ends)}
     if network.config.architecture == "UNet2DModel" and network.config.slots:  # the row that means none is ours
         settings["num_class_embeds"] = network.config.slots[0]
         weights["class_embedding.weight"] = weights["class_embedding.weight"][1:].contiguous()

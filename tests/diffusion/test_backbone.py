@@ -12,9 +12,10 @@ from diffusion.backbone import Backbone, BackboneConfig
 from diffusion.plans import plan
 from diffusion.sampler import follow
 from diffusion.schedule import alpha_sigma_from_logsnr
-from diffusion.timesteps import TimestepTable
+from diffusion.timesteps import TimestepTable, timesteps_at
 from kernels import eps_from_v, noise, x_from_v
 from tests.checkpoints import tiny_unet
+from training.exporting import plain_network
 from training.importing import sampling_schedule
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -110,6 +111,28 @@ def test_a_network_for_the_whole_dial_begins_as_its_teacher_at_every_count_to_th
         assert torch.allclose(together[row : row + 1], alone, atol=1e-4)
     together.square().mean().backward()
     assert student.segments.weight.grad.abs().min(dim=1).values.max() > 0
+
+
+def test_a_network_that_is_told_its_guidance_begins_without_it_and_goes_back_to_diffusers_with_one():
+    teacher = backbone()
+    student = Backbone(teacher.config.model_copy(update={"segments": (1, 2), "guidance": (0.0, 4.0)})).eval()
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    z, level = latents(2), torch.tensor([-4.0, 1.0])
+    told = torch.tensor([[1500, 2], [3000, 2]])
+    assert torch.equal(student(z, level, told), teacher(z, level))
+    for parameter in (student.segments.weight, student.guidance_out.weight):
+        torch.nn.init.normal_(parameter)
+    other = torch.tensor([[3000, 2], [3000, 2]])
+    assert not torch.allclose(student(z, level, told)[0], student(z, level, other)[0], atol=1e-3)
+    assert torch.allclose(student(z, level, told)[1], student(z, level, other)[1], atol=1e-5)
+    timesteps = timesteps_at(level, student.config.timesteps.logsnr).float()
+    plain = plain_network(student, 2, 3.0)(z, timesteps).sample
+    alpha, sigma = (part[:, None, None, None] for part in alpha_sigma_from_logsnr(level))
+    assert torch.allclose(sigma * z + alpha * student(z, level, other), plain, atol=1e-4)
+    with pytest.raises(
+        ValueError, match="1 columns, the network has 0 slots and is told its guidance and takes a segment"
+    ):
+        student(z, level, told[:, :1])
 
 
 def test_columns_that_do_not_fit_are_refused():

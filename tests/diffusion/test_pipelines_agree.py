@@ -44,13 +44,19 @@ KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], dict[str, Any]]] 
 }
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Family]:
+    """A pipeline, and the family imported from its folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    KINDS[request.param][0](folder / "pipeline")
+    family = import_family(Checkpoint(folder / "pipeline"), folder / "family")
+    return request.param, DiffusionPipeline.from_pretrained(folder / "pipeline"), family
+
+
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_pipeline_and_its_family_draw_the_same_images(kind: str, guidance: float, tmp_path: Path) -> None:
-    write, asked, wish = KINDS[kind]
-    folder = write(tmp_path / "pipeline")
-    family = import_family(Checkpoint(folder), tmp_path / "family")
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+def test_a_pipeline_and_its_family_draw_the_same_images(both: tuple[str, Any, Family], guidance: float) -> None:
+    kind, pipeline, family = both
+    _, asked, wish = KINDS[kind]
     pipeline.set_progress_bar_config(disable=True)
     told = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **told)

@@ -89,14 +89,12 @@ def test_the_parts_beside_the_networks_count_in_memory_and_in_what_tells_familie
             assert edition(Family(family.folder, other, None)) != edition(family)
 
 
-@pytest.mark.parametrize("wish", [{}, {"label": 1}, {"prompt": "a long prompt of more letters than are read"}])
-def test_a_prompt_that_cannot_be_read_is_a_422(wish: dict, tmp_path: Path) -> None:
+def test_a_prompt_that_cannot_be_read_is_a_422(tmp_path: Path) -> None:
     family = import_family(Checkpoint(write_stable(tmp_path / "pipeline")), tmp_path / "imported")
     engine = Engine(family, device=choose_device("cpu"), max_wave=1)
     with client_of(family, engine) as client:
-        answer = client.post("/generate", json=wish | {"steps": 32})
-        assert blamed(answer) == ["/label" if "label" in wish else "/prompt"]
-    assert (
-        open_family(family.folder).manifest.conditioning.describe(family.manifest.conditioning.encode(prompt="A cat"))
-        == "a cat"
-    )
+        for wish in ({}, {"label": 1}, {"prompt": "a long prompt of more letters than are read"}):
+            answer = client.post("/generate", json=wish | {"steps": 32})
+            assert blamed(answer) == ["/label" if "label" in wish else "/prompt"]
+    conditioning = open_family(family.folder).manifest.conditioning
+    assert conditioning.describe(conditioning.encode(prompt="A cat")) == "a cat"

@@ -33,18 +33,15 @@ def test_what_is_imported_is_a_family_with_the_checkpoints_own_network(pipeline:
     family = import_family(Checkpoint(pipeline), tmp_path / "ddpm", licence="mine")
     manifest = family.manifest
     assert manifest.shape == (3, 8, 8) and manifest.conditioning.kind == "none" and manifest.licence == "mine"
-    assert list(family.positions) == [32, 64, 128, 256, 512] and {hop.clip for hop in family.positions[32].hops} == {
-        True
-    }
+    assert list(family.positions) == [32, 64, 128, 256, 512]
+    assert {hop.clip for hop in family.positions[32].hops} == {True}
     network, theirs = family.network("teacher"), DDPMPipeline.from_pretrained(pipeline).unet
     assert network.state_dict().keys() == {f"network.{key}" for key in theirs.state_dict()}
     assert all(torch.equal(value, network.network.state_dict()[key]) for key, value in theirs.state_dict().items())
     assert manifest.teacher.parameters == sum(value.numel() for value in theirs.state_dict().values())
     levels = network.config.timesteps.logsnr
     ends = manifest.schedule.logsnr(torch.tensor([0.0, 1.0]))
-    assert ends.tolist() == pytest.approx(
-        [levels[0].item(), -10.0]
-    )  # noise is predicted, and the checkpoint ends at -10.1
+    assert ends.tolist() == pytest.approx([levels[0].item(), levels[-1].item()])
     assert {entry.steps for entry, _ in family.golden()} == {32}
 
 
