@@ -57,7 +57,7 @@ def paper_table(family: Family) -> str:
     """
     file = RESULTS / f"{family.name}.json"
     if not file.exists():
-        return f"Not measured yet; `make paper FAMILY=families/{family.name}` does.\n"
+        return f"Not measured yet; `make paper PAPER_FAMILY=families/{family.name}` does.\n"
     record = read_ablations(file)
     groups: defaultdict[str, list[Study]] = defaultdict(list)
     for study in record.studies:
