@@ -147,6 +147,7 @@ def _scale(axes: Any) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("times the network runs for one image")
+    axes.tick_params(which="both", labelsize=7)
     axes.grid(alpha=0.3)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from diffusion.condition import PromptConditioning
-from diffusion.family import Family, write_json
+from diffusion.family import Family, FamilyError, write_json
 from diffusion.frontier import Measure, Provenance, Source
 from diffusion.plans import Plan
 from training.datasets import DataError
@@ -111,8 +111,10 @@ def measure_metrics(
     """Measure plans by every network over the evaluation's seeds; the file grows row by row, what fits beside it is kept.
 
     extractors: networks besides the family's judge.  statistics: folder for those of real images.
-    Raises DataError when those there do not fit, or the result file is none.
+    Raises DataError when those there do not fit, or the result file is none, FamilyError without plans.
     """
+    if not plans:
+        raise FamilyError("the positions asked for are drawn in none of the ways asked for")
     scorer = Scorer(family, yardstick, evaluation, views(family, extractors, prompt_judge))
     rulers = [
         ruler(network, yardstick.data, statistics, samples=evaluation.samples, references=references)
