@@ -129,7 +129,7 @@ class Member(_Record):
     @property
     def guidance_range(self) -> tuple[float, float] | None:
         """Range of the w that the member was trained for and is told while sampling; None for every other member."""
-        return self.network.guidance if isinstance(self.network, UViTConfig) else None
+        return self.network.guidance
 
     @property
     def positions(self) -> tuple[int, ...]:

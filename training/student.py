@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from diffusion.condition import GUIDANCE_PARTS
 from diffusion.family import Family, Member, MemberNetwork
-from diffusion.uvit import UViTConfig
 from training.objective import DISTILLING, Network, Objective, mixed_loss, part_sizes
 from training.self_teacher import COMPANION, SelfTeacher
 from training.teacher import hide, in_precision
@@ -227,11 +226,7 @@ def _started(
     teacher = family.manifest.teacher
     assert teacher is not None
     torch.manual_seed(settings.seed)
-    told: dict[str, Any] = {"segments": counts if isinstance(counts, tuple) else ()}
-    if settings.guidance_range is not None:
-        if not isinstance(teacher.network, UViTConfig):
-            raise TrainingError("a network that was imported cannot be told its guidance; leave guidance_range out")
-        told["guidance"] = settings.guidance_range
+    told = {"segments": counts if isinstance(counts, tuple) else (), "guidance": settings.guidance_range}
     network = family.build(teacher.network.model_copy(update=told))
     if settings.start != "none":
         start = source.name if settings.start == "teacher" else settings.start
