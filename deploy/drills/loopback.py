@@ -24,6 +24,8 @@ DISK_MIB = 8
 """Size of each disk that can be filled."""
 REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy volatile-lru'
 """As in docker-compose.yml."""
+SHUTDOWN_DELAY_SECONDS = 3
+"""As in docker-compose.yml, so that a rolling update drains as there; a flag in --serve goes before it."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 """Where HAProxy is on Debian, whoever one is."""
 NO_SMALL_DISK = "to fill a disk it has to be a small one of its own, which only root can mount"
@@ -102,7 +104,8 @@ class Loopback:
     def _replica(self, name: str, settings: DrillSettings) -> "Process":
         serve = [sys.executable, "-m", "server", "--family", str(settings.family.resolve()), "--port"]
         command = [*serve, str(self._ports[name]), *shlex.split(settings.serve)]
-        return Process(command, self._disks["logs"] / name, REDIS_URL=self._redis_url)
+        environment = {"REDIS_URL": self._redis_url, "STEPDIAL_SHUTDOWN_DELAY_SECONDS": str(SHUTDOWN_DELAY_SECONDS)}
+        return Process(command, self._disks["logs"] / name, **environment)
 
     async def up(self) -> None:
         """Start every part; replicas then warm up by themselves."""
