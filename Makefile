@@ -168,11 +168,12 @@ pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
 
-# every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
+# every drill on processes of this machine, and their table in docs/operations.md, which shows broken promises, too; half an hour on
+# an idle one
 .PHONY: drills
 drills: .venv/.test redis haproxy
-	$(BIN)/python -m deploy.drills all --family $(FAMILY)
-	$(BIN)/python -m deploy.drills table
+	$(BIN)/python -m deploy.drills all --family $(FAMILY); status=$$?; \
+	  $(BIN)/python -m deploy.drills table && exit $$status
 
 # the image: PyTorch's CPU build comes from the folder WHEELS if there is one, else from TORCH_INDEX, else PyPI's with CUDA is taken
 DEVICE ?= cpu
