@@ -17,7 +17,7 @@ import aiohttp
 from redis.asyncio import Redis
 
 from deploy.drills.settings import ROOT, DrillSettings
-from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
+from deploy.drills.stack import BALANCER, REDIS, StackBroken, run, within
 
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 DISK_MIB = 8
@@ -75,6 +75,7 @@ class Loopback:
     kind = "loopback"
 
     def __init__(self, settings: DrillSettings, folder: Path):
+        self._patience = settings.patience
         self._disks = {part: folder / part for part in ("logs", REDIS)}
         password = secrets.token_hex(8)
         redis, clients, admin, *replicas = _free_ports(3 + settings.replicas)
@@ -115,7 +116,8 @@ class Loopback:
                 await run("mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(disk))
         for part in self._parts.values():
             await part.start()
-        await self._until_somebody_draws()
+        async with within(self._patience, "a first replica that takes requests"):
+            await self._until_somebody_draws()
 
     async def _until_somebody_draws(self) -> None:
         """Wait for the first replica. Raises StackBroken when a part ends instead."""
