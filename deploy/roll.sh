@@ -15,10 +15,18 @@ ready_seconds=${READY_SECONDS:-900}
 
 say() { echo "$(date +%T) $*"; }
 
+# what the balancer says of itself and of its replicas
+metrics() {
+  "${compose[@]}" exec -T balancer sh -c 'wget -qO- http://127.0.0.1:8404/metrics 2>/dev/null || curl -fs http://127.0.0.1:8404/metrics'
+}
+
 # replicas that the balancer sends requests to
-serving() {
-  "${compose[@]}" exec -T balancer sh -c 'wget -qO- http://127.0.0.1:8404/metrics 2>/dev/null || curl -fs http://127.0.0.1:8404/metrics' |
-    sed -n 's/^haproxy_backend_active_servers{proxy="stepdial"} //p'
+serving() { metrics | sed -n 's/^haproxy_backend_active_servers{proxy="stepdial"} //p'; }
+
+# whether each slot that the balancer has for replicas is taken; those that nobody has are in maintenance
+full() {
+  local slots
+  slots=$(metrics | grep '^haproxy_server_status{proxy="stepdial"') && ! grep --quiet 'state="MAINT"} 1' <<<"$slots"
 }
 
 # wait_until SECONDS COMMAND...
@@ -61,6 +69,10 @@ replace() { # SERVICE OLD, one container by another
   docker rm "$old" >/dev/null
 }
 
+if full; then
+  echo "the balancer has no slot for one replica more: raise server-template in deploy/haproxy/replicas.cfg and reload it, or take a replica away" >&2
+  exit 1
+fi
 for service in "${@:-stepdial}"; do
   # Compose would start containers that have ended, with their old image, rather than make new ones
   "${compose[@]}" rm --force "$service" >/dev/null 2>&1 || true

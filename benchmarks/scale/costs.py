@@ -37,7 +37,7 @@ class Pending(_Record):
 
     jobs: int
     cpu_seconds: float
-    """Main thread's time in a second, over and above that beside no jobs."""
+    """Main thread's time in a second, over and above what the replica took when the measurements began."""
     calls: float
     """Commands that Redis ran in a second, likewise."""
 

@@ -107,10 +107,12 @@ class Component:
 def pending_slope(pending: Sequence[Pending]) -> float:
     """Return the processor seconds a second that each job in anybody's hands adds to a replica with nothing to do.
 
-    Least squares through 0.
+    That is what it takes more than beside no jobs: least squares through the value at 0 jobs, and never below 0.
     """
+    alone = next((found.cpu_seconds for found in pending if found.jobs == 0), 0.0)
     squares = sum(found.jobs**2 for found in pending)
-    return max(0.0, sum(found.jobs * found.cpu_seconds for found in pending) / squares) if squares else 0.0
+    more = sum(found.jobs * (found.cpu_seconds - alone) for found in pending)
+    return max(0.0, more / squares) if squares else 0.0
 
 
 def components(costs: Costs, traffic: Traffic, limits: Limits) -> list[Component]:

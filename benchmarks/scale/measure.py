@@ -253,7 +253,7 @@ async def _pending(subject: Subject) -> tuple[Pending, ...]:
 
 
 async def _beside(subject: Subject, stream: bytes, jobs: int) -> Pending:
-    """What a second of a replica with nothing to do takes more than beside no jobs."""
+    """What a second of a replica with nothing to do takes beside so many jobs, over and above what was last calibrated."""
     took = await subject.meter.cost_per_second(SECONDS)
     left = (await subject.meter.client.xpending(stream, GROUP))["pending"]
     if left != jobs:

@@ -4,10 +4,10 @@ import asyncio
 import os
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter
 
 from benchmarks.load.client import NotServed
 
@@ -23,9 +23,9 @@ def free_port() -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that all threads of a process have taken, in seconds; Linux only."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    """Return the processor time that a process has taken, threads that have ended too, in seconds; Linux only."""
+    # its own clock, as clock_getcpuclockid(3) numbers it: /proc/PID/stat counts only in hundredths of a second
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def resident_bytes(pid: int) -> int:
@@ -59,8 +59,8 @@ async def started(
 
 
 async def _until_it_listens(process: asyncio.subprocess.Process, port: int, name: str) -> None:
-    patience = perf_counter() + START_SECONDS
-    while perf_counter() < patience and process.returncode is None:
+    patience = time.perf_counter() + START_SECONDS
+    while time.perf_counter() < patience and process.returncode is None:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from deploy.drills.settings import DrillSettings
 from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
 
+REPLICA = "stepdial"
+"""The name in Docker's networks to which all replicas answer, and by which the balancer finds them."""
 LARGEST_DISK_MIB = 512
 """A larger disk is not filled: it is probably the host's."""
 
@@ -100,14 +102,13 @@ def _folder(part: str) -> str:
 @asynccontextmanager
 async def compose(settings: DrillSettings) -> AsyncIterator[Compose]:
     """Find the containers of the project. Raises StackBroken when they are not up."""
-    found = {service: await _containers(settings.project, service) for service in (BALANCER, REDIS, "stepdial")}
+    project = settings.project
+    found = {part: await _containers(project, part) for part in (BALANCER, REDIS)} | {REPLICA: await _replicas(project)}
     if missing := [service for service, names in found.items() if not names]:
-        raise StackBroken(
-            f"project {settings.project!r} has no container of {missing[0]}; docker compose up --wait starts it"
-        )
-    containers = {BALANCER: found[BALANCER][0], REDIS: found[REDIS][0], **{name: name for name in found["stepdial"]}}
+        raise StackBroken(f"project {project!r} has no container of {missing[0]}; docker compose up --wait starts it")
+    containers = {BALANCER: found[BALANCER][0], REDIS: found[REDIS][0], **{name: name for name in found[REPLICA]}}
     metrics_url = f"http://{await _address(containers[BALANCER])}:8404/metrics"
-    stack = Compose(settings.url, metrics_url, found["stepdial"], containers)
+    stack = Compose(settings.url, metrics_url, found[REPLICA], containers)
     if "full-disk-redis" in settings.drills:
         await stack.check_disk(REDIS)  # before anything is broken
     yield stack
@@ -119,6 +120,16 @@ async def _address(container: str) -> str:
     return (await run("docker", "inspect", "--format", form, container)).split()[0]
 
 
-async def _containers(project: str, service: str) -> list[str]:
-    labels = [f"--filter=label=com.docker.compose.{name}" for name in (f"project={project}", f"service={service}")]
-    return sorted((await run("docker", "ps", *labels, "--format", "{{.Names}}")).split())
+async def _replicas(project: str) -> list[str]:
+    """Return the containers that the balancer counts, of whatever service: docker-compose.gpu.yml has one for each GPU."""
+    form = "{{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}"
+    everything = await _containers(project)
+    aliases = {name: (await run("docker", "inspect", "--format", form, name)).split() for name in everything}
+    return [name for name in everything if REPLICA in aliases[name]]
+
+
+async def _containers(project: str, service: str | None = None) -> list[str]:
+    """Return the names of the containers of a service, or of all, that run."""
+    labels = [f"project={project}", *([f"service={service}"] if service else [])]
+    filters = [f"--filter=label=com.docker.compose.{label}" for label in labels]
+    return sorted((await run("docker", "ps", *filters, "--format", "{{.Names}}")).split())

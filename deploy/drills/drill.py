@@ -18,7 +18,7 @@ from deploy.drills.promises import findings
 from deploy.drills.result import Attempted, DrillResult, jobs_of, recovery_of, requests_of
 from deploy.drills.scene import Scene
 from deploy.drills.settings import DrillName, DrillSettings
-from deploy.drills.stack import Stack
+from deploy.drills.stack import Stack, within
 from diffusion import provenance
 
 TIMEOUT_SECONDS = 150.0
@@ -45,11 +45,13 @@ async def drill(name: DrillName, stack: Stack, settings: DrillSettings) -> Drill
                 scene.mark("all is whole")
                 lines = await stack.log_lines(stack.replicas[0])
                 await asyncio.sleep(settings.seconds)
-            compared, wrong = await _fetch_again(load.orders)
+            compared, wrong = await fetch_again(load.orders, settings.patience)
     requests, recovery = requests_of(load.answers, scene), recovery_of(load.answers, scene)
     jobs, orders = jobs_of(load.orders, compared, wrong), Attempted.of(order.orders for order in load.orders)
     lines = await stack.log_lines(stack.replicas[0]) - lines
-    found = findings(chosen, requests=requests, orders=orders, jobs=jobs, recovery=recovery, lines=lines)
+    found = findings(
+        chosen, requests=requests, orders=orders, jobs=jobs, recovery=recovery, lines=lines, in_hand=scene.in_hand
+    )
     return DrillResult(
         findings=found,
         numbers={},
@@ -78,10 +80,17 @@ async def drill(name: DrillName, stack: Stack, settings: DrillSettings) -> Drill
     )
 
 
-async def _fetch_again(orders: Sequence[Order]) -> tuple[int, int]:
-    """Order and fetch everything that is done once more, then draw some of it; return how many, and how many differ."""
-    done = [order for order in orders if order.state == "done"]
+async def fetch_again(orders: Sequence[Order], patience: float) -> tuple[int, int]:
+    """Order and fetch everything that is done once more, then draw some of it; return how many, and how many differ.
+
+    Each may take as long as `patience`. Raises StackBroken, Unexpected.
+    """
+    done, wrong = [order for order in orders if order.state == "done"], 0
     for order in done:
-        await order.repeat()
+        async with within(patience, f"the result of {order.ids[-1]}, ordered and fetched once more"):
+            await order.repeat()
     picked = sorted(done, key=lambda order: -order.begun)[:COMPARED]
-    return len(picked), sum([await order.drawn() not in order.results for order in picked])
+    for order in picked:
+        async with within(patience, f"POST /generate of what {order.ids[-1]} had drawn"):
+            wrong += await order.drawn() not in order.results
+    return len(picked), wrong

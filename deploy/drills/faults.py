@@ -7,7 +7,7 @@ from typing import Literal
 
 from deploy.drills.scene import Scene
 from deploy.drills.settings import DrillName
-from deploy.drills.stack import REDIS
+from deploy.drills.stack import REDIS, within
 
 OVERLOAD = 4.0
 """How many times more than it can do an overloaded stack is asked for."""
@@ -29,6 +29,8 @@ class Drill:
     """Whether the store loses what it had, so that jobs have to be ordered again under their keys."""
     degrades: bool = False
     """Whether requests allow fewer steps than they ask for."""
+    busy: bool = False
+    """Whether it breaks a replica that has jobs in hand, or else no job had to be begun again."""
 
 
 async def kill_replica(scene: Scene) -> None:
@@ -84,13 +86,14 @@ async def rolling_update(scene: Scene) -> None:
     for name in scene.stack.replicas:
         await scene.act(f"{name} is stopped", scene.stack.stop(name))
         await scene.act(f"{name} is started", scene.stack.start(name))
-        await _gone_and_back(scene)
+        await gone_and_back(scene)
 
 
-async def _gone_and_back(scene: Scene) -> None:
+async def gone_and_back(scene: Scene) -> None:
     """Wait until the balancer has missed the replica that was just started, and has it again."""
-    while scene.watch.up == len(scene.stack.replicas):
-        await asyncio.sleep(0.1)
+    async with within(scene.patience, "the balancer's word that the replica is away which was stopped"):
+        while scene.watch.up == len(scene.stack.replicas):
+            await asyncio.sleep(0.1)
     await scene.whole()
 
 
@@ -124,9 +127,9 @@ async def overload_degrade(scene: Scene) -> None:
 
 
 DRILLS: Mapping[DrillName, Drill] = {
-    "kill-replica": Drill("a replica with jobs in hand is killed (SIGKILL) and started again later", kill_replica),
+    "kill-replica": Drill("a replica with jobs in hand is killed (SIGKILL) and started again later", kill_replica, busy=True),
     "hang-replica": Drill(
-        "a replica with jobs in hand hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica
+        "a replica with jobs in hand hangs (SIGSTOP) for longer than its leases last, then goes on", hang_replica, busy=True
     ),
     "restart-redis": Drill("Redis is stopped in order and started at once", restart_redis, refuses="orders"),
     "lose-redis": Drill("Redis is killed and started again later on its data", lose_redis, refuses="orders", felt=True),

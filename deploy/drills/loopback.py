@@ -17,13 +17,15 @@ import aiohttp
 from redis.asyncio import Redis
 
 from deploy.drills.settings import ROOT, DrillSettings
-from deploy.drills.stack import BALANCER, REDIS, StackBroken, run
+from deploy.drills.stack import BALANCER, REDIS, StackBroken, run, within
 
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 DISK_MIB = 8
 """Size of each disk that can be filled."""
 REDIS_FLAGS = '--save "" --appendonly yes --appendfsync everysec --maxmemory-policy volatile-lru'
 """As in docker-compose.yml."""
+SHUTDOWN_DELAY_SECONDS = 3
+"""As in docker-compose.yml, so that a rolling update drains as there; a flag in --serve goes before it."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 """Where HAProxy is on Debian, whoever one is."""
 NO_SMALL_DISK = "to fill a disk it has to be a small one of its own, which only root can mount"
@@ -73,6 +75,7 @@ class Loopback:
     kind = "loopback"
 
     def __init__(self, settings: DrillSettings, folder: Path):
+        self._patience = settings.patience
         self._disks = {part: folder / part for part in ("logs", REDIS)}
         password = secrets.token_hex(8)
         redis, clients, admin, *replicas = _free_ports(3 + settings.replicas)
@@ -102,7 +105,8 @@ class Loopback:
     def _replica(self, name: str, settings: DrillSettings) -> "Process":
         serve = [sys.executable, "-m", "server", "--family", str(settings.family.resolve()), "--port"]
         command = [*serve, str(self._ports[name]), *shlex.split(settings.serve)]
-        return Process(command, self._disks["logs"] / name, REDIS_URL=self._redis_url)
+        environment = {"REDIS_URL": self._redis_url, "STEPDIAL_SHUTDOWN_DELAY_SECONDS": str(SHUTDOWN_DELAY_SECONDS)}
+        return Process(command, self._disks["logs"] / name, **environment)
 
     async def up(self) -> None:
         """Start every part; replicas then warm up by themselves."""
@@ -112,7 +116,8 @@ class Loopback:
                 await run("mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(disk))
         for part in self._parts.values():
             await part.start()
-        await self._until_somebody_draws()
+        async with within(self._patience, "a first replica that takes requests"):
+            await self._until_somebody_draws()
 
     async def _until_somebody_draws(self) -> None:
         """Wait for the first replica. Raises StackBroken when a part ends instead."""

@@ -134,7 +134,7 @@ class Order:
         return self.state in ("done", "failed", "cancelled")
 
     async def _insist(self, attempts: Attempts, method: str, path: str, **content: Any) -> tuple[int, bytes]:
-        """Ask until there is an answer that is no refusal, as a careful client does."""
+        """Ask until there is an answer that is no refusal, as a careful client does; for how long, the caller says."""
         while True:
             try:
                 status, headers, data = await self._client.ask(method, path, timeout=TIMEOUT, **content)

@@ -6,9 +6,19 @@ from deploy.drills.result import Attempted, Jobs, Recovery, Requests
 
 
 def findings(
-    drill: Drill, *, requests: Requests, orders: Attempted, jobs: Jobs, recovery: Recovery, lines: int
+    drill: Drill,
+    *,
+    requests: Requests,
+    orders: Attempted,
+    jobs: Jobs,
+    recovery: Recovery,
+    lines: int,
+    in_hand: int,
 ) -> tuple[Finding, ...]:
-    """Return every promise of the drill and what was found. lines: of log after the last mending."""
+    """Return every promise of the drill and what was found.
+
+    lines: of log after the last mending; in_hand: jobs of the replica that was broken, just before.
+    """
     return (
         _requests(drill, requests),
         _orders(drill, orders),
@@ -33,6 +43,7 @@ def findings(
         ),
         Finding(what="lines in the log of the replica after that", found=str(lines), promised="some", kept=lines > 0),
         *([_degraded(requests)] if drill.degrades else []),
+        *([_busy(in_hand)] if drill.busy else []),
     )
 
 
@@ -79,6 +90,15 @@ def _lost(drill: Drill, jobs: Jobs) -> Finding:
         found=found,
         promised="none",
         kept=jobs.lost == jobs.doubled == 0 and jobs.accepted == jobs.ordered,
+    )
+
+
+def _busy(in_hand: int) -> Finding:
+    return Finding(
+        what="jobs that the replica had in hand when it was broken",
+        found=str(in_hand),
+        promised="some",
+        kept=in_hand > 0,
     )
 
 

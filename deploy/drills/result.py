@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.checks.verdict import Verdict
 from benchmarks.load.client import Answer
 from benchmarks.load.summary import Spread
+from deploy.drills.load import refused
 from deploy.drills.orders import Attempts, Order
 from deploy.drills.scene import Scene
 
@@ -120,11 +121,6 @@ class DrillResult(Verdict):
     recovery: Recovery
     moments: tuple[tuple[float, str], ...]
     """What was done when, in seconds since the load began."""
-
-
-def refused(answer: Answer) -> bool:
-    """Return whether a request was refused in the way that clients can work with."""
-    return answer.outcome in ("429", "503") and answer.retry_after is not None
 
 
 def disturbed(answer: Answer) -> bool:

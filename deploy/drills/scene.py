@@ -16,6 +16,8 @@ from deploy.drills.stack import Stack, StackBroken
 
 WATCH_SECONDS = 0.25
 """How often the balancer is asked."""
+BUSY_SECONDS = 0.1
+"""How often replicas are asked for jobs in hand: a job may be short."""
 NO_JOB = "/jobs/job_" + 32 * "0"
 """A job that does not exist: 404 while Redis can be reached, 503 while it cannot."""
 
@@ -65,7 +67,7 @@ class Scene:
     def __init__(self, stack: Stack, client: Client, load: Load, settings: DrillSettings):
         self.stack, self.load = stack, load
         self.seconds, self.hold = settings.seconds, settings.hold
-        self._client, self._patience = client, settings.patience
+        self._client, self.patience = client, settings.patience
         self.watch = Watch()
         self.moments: list[Moment] = []
         self.began_at: float | None = None
@@ -74,6 +76,8 @@ class Scene:
         """When the last thing was mended."""
         self.whole_at: float | None = None
         """When every replica took requests again, and the store could be reached."""
+        self.in_hand = 0
+        """Jobs in hand of the replica that was to be broken, just before."""
 
     @property
     def now(self) -> float:
@@ -94,23 +98,27 @@ class Scene:
         self.mended_at = self.now
 
     async def busy_replica(self) -> str:
-        """Return a replica that has a job in hand; waits for one, but no longer than parts are waited for."""
-        until = perf_counter() + self._patience
+        """Return a replica that has a job in hand, and note how many; waits, but no longer than parts are waited for."""
+        until = perf_counter() + self.patience
         async with aiohttp.ClientSession() as session:
             while True:
                 for name in self.stack.replicas:
-                    async with session.get(await self.stack.metrics_of(name)) as answer:
-                        samples = [s for f in text_string_to_metric_families(await answer.text()) for s in f.samples]
-                    running = sum(sample.value for sample in samples if sample.name == "stepdial_jobs_running")
-                    if running > 0 or perf_counter() > until:
+                    self.in_hand = await self._running(session, name)
+                    if self.in_hand > 0 or perf_counter() > until:
                         return name
+                await asyncio.sleep(BUSY_SECONDS)
+
+    async def _running(self, session: aiohttp.ClientSession, replica: str) -> int:
+        async with session.get(await self.stack.metrics_of(replica)) as answer:
+            families = text_string_to_metric_families(await answer.text())
+        return int(sum(s.value for family in families for s in family.samples if s.name == "stepdial_jobs_running"))
 
     async def whole(self) -> None:
         """Wait until every replica takes requests and the store can be reached. Raises StackBroken."""
-        until = perf_counter() + self._patience
+        until = perf_counter() + self.patience
         while not (self.watch.up == len(self.stack.replicas) and await self._store_answers()):
             if perf_counter() > until:
-                raise StackBroken(f"{self.watch.up} of {len(self.stack.replicas)} replicas after {self._patience:g} s")
+                raise StackBroken(f"{self.watch.up} of {len(self.stack.replicas)} replicas after {self.patience:g} s")
             await asyncio.sleep(WATCH_SECONDS)
         self.whole_at = self.now
 

@@ -1,7 +1,8 @@
 """A running stack as a drill sees it: parts that can be broken and mended, wherever they run."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 REDIS, BALANCER = "redis", "balancer"
@@ -59,6 +60,18 @@ class Stack(Protocol):
 
     async def versions(self) -> dict[str, str]:
         """Return the versions of what the stack is made of, beside the server's own."""
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Give the block so long. Raises StackBroken, which says what was waited for, when that was not enough."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise StackBroken(f"{what}: waited for {seconds:g} s, in vain") from None
 
 
 async def run(*command: str) -> str:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+import threading
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.scale.commands import COSTS
 from benchmarks.scale.costs import Pending, read_costs
 from benchmarks.scale.fleet import Component, Limits, Traffic, components, pending_slope, per_replica
+from benchmarks.scale.processes import cpu_seconds
 
 positive = st.floats(min_value=1e-6, max_value=1e6)
 
@@ -25,14 +29,30 @@ def test_what_takes_nothing_is_never_reached():
     assert math.isinf(Component("", 1.0, "", 0.0).saturates_at)
 
 
-@given(st.floats(0, 1e-3), st.lists(st.integers(1, 5000), min_size=1, max_size=6))
-def test_the_slope_beside_jobs_is_found_again_in_what_it_makes(slope: float, jobs: list[int]):
-    pending = [Pending(jobs=n, cpu_seconds=slope * n, calls=0) for n in jobs]
+@given(st.floats(0, 1e-3), st.floats(0, 1e-3), st.lists(st.integers(1, 5000), min_size=1, max_size=6))
+def test_the_slope_beside_jobs_is_found_again_in_what_it_makes(slope: float, alone: float, jobs: list[int]):
+    pending = [Pending(jobs=n, cpu_seconds=alone + slope * n, calls=0) for n in (0, *jobs)]
     assert pending_slope(pending) == pytest.approx(slope, abs=1e-12)
 
 
 def test_a_slope_is_never_negative_however_noisy_the_measurement():
     assert pending_slope([Pending(jobs=16, cpu_seconds=-1e-6, calls=0)]) == 0
+    falls = [Pending(jobs=0, cpu_seconds=2e-4, calls=0), Pending(jobs=16, cpu_seconds=1e-4, calls=0)]
+    assert pending_slope(falls) == 0
+
+
+def test_the_processor_time_of_a_process_counts_threads_that_have_ended():
+    def work() -> None:
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+
+    before = cpu_seconds(os.getpid())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert cpu_seconds(os.getpid()) - before >= 0.05
+    assert cpu_seconds(os.getpid()) == pytest.approx(time.process_time(), abs=0.05)
 
 
 def test_jobs_in_hand_follow_littles_law_up_to_a_waves_worth():

@@ -5,24 +5,29 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from benchmarks.checks.verdict import Finding
 from benchmarks.load.client import Client
 from deploy.drills.commands import main
-from deploy.drills.faults import DRILLS
+from deploy.drills.compose import compose
+from deploy.drills.drill import fetch_again
+from deploy.drills.faults import DRILLS, gone_and_back
 from deploy.drills.load import Load
+from deploy.drills.loopback import SHUTDOWN_DELAY_SECONDS
 from deploy.drills.orders import Order, Unexpected
 from deploy.drills.promises import findings
 from deploy.drills.result import Attempted, DrillResult, Jobs, Recovery, Requests
-from deploy.drills.scene import Watch
+from deploy.drills.scene import Scene, Watch
 from deploy.drills.settings import RESULTS, DrillName, DrillSettings
+from deploy.drills.stack import StackBroken
 from deploy.drills.table import drill_table, write_table
 from tests.server.conftest import family_folder  # noqa: F401
 from tests.server.processes import ROOT
@@ -114,7 +119,7 @@ def test_the_page_on_drills_names_them_all_and_no_flag_that_does_not_exist(capsy
 
 def judged(name: DrillName, *, emptied: bool = True, **changed: Any) -> list[Finding]:
     """The broken promises of a drill in which all went well but for what is changed."""
-    facts = {"requests": ANSWERED, "orders": ORDERED, "jobs": DONE, "lines": 1} | changed
+    facts = {"requests": ANSWERED, "orders": ORDERED, "jobs": DONE, "lines": 1, "in_hand": 1} | changed
     if DRILLS[name].forgets and emptied:
         facts["jobs"] = facts["jobs"].model_copy(update={"doubled": 5})
     recovery = Recovery(broken=30, disturbed=0, whole=1)
@@ -157,6 +162,13 @@ def test_a_refusal_is_allowed_only_where_the_part_that_it_needs_is_away() -> Non
     assert {name for name in DRILLS if not judged(name, requests=requests, orders=orders)} == allowed
     assert judged("lose-redis"), "an absence that nobody felt was none"
     assert judged("empty-redis", emptied=False)
+
+
+def test_a_replica_that_was_broken_without_a_job_in_hand_proves_nothing_about_jobs() -> None:
+    assert {name for name in DRILLS if any("in hand" in found.what for found in judged(name, in_hand=0))} == {
+        "kill-replica",
+        "hang-replica",
+    }
 
 
 @pytest.mark.parametrize("name", DRILLS)
@@ -232,7 +244,7 @@ def test_an_answer_that_no_drill_explains_ends_it_with_a_sentence_and_the_load_b
     async def refuse(_: web.Request) -> web.Response:
         return web.json_response({"detail": "whose key?"}, status=401)
 
-    model = {"name": "tiny", "positions": [{"steps": 1}], "conditioning": {"kind": "none"}}
+    model = MODEL | {"positions": [{"steps": 1}]}
     settings = DrillSettings(names=["kill-replica"], mix="1", job_mix="1", rate=50, job_rate=50)
 
     async def drill() -> float:
@@ -259,6 +271,130 @@ def test_a_disk_that_cannot_be_filled_is_refused_before_anything_is_broken(
     assert main(["all"]) == 1
     said = capsys.readouterr()
     assert "only root can mount: run as root, or name the other drills" in said.err and not said.out
+
+
+MODEL = {"name": "tiny", "positions": [{"steps": 1}, {"steps": 3}], "conditioning": {"kind": "none"}}
+
+
+def with_replica(metrics: Sequence[int], act: Callable[[Scene], Awaitable[Any]], **settings: Any) -> Any:
+    """Do something in a scene of one replica, which says so many jobs run each time it is asked; 503 to all else."""
+    chosen = DrillSettings(names=["overload"], mix="1", job_mix="3", **settings)
+    said = iter(metrics)
+
+    async def running(_: web.Request) -> web.Response:
+        return web.Response(text=f'stepdial_jobs_running{{model="tiny"}} {next(said, metrics[-1])}\n')
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({}, status=500)
+
+    class Alone:
+        replicas = ("replica-1",)
+
+        async def metrics_of(self, _: str) -> str:
+            return self.url
+
+    async def both() -> Any:
+        app = web.Application()
+        app.router.add_get("/metrics", running)
+        app.router.add_post("/generate", refuse)
+        async with TestServer(app) as server, Client(str(server.make_url("/"))) as client:
+            stack: Any = Alone()
+            stack.url = str(server.make_url("/metrics"))
+            return await act(Scene(stack, client, Load(client, MODEL, chosen), chosen))
+
+    return asyncio.run(both())
+
+
+@pytest.mark.parametrize(("metrics", "in_hand"), [([0, 0, 2], 2), ([0], 0)], ids=["soon", "never"])
+def test_a_busy_replica_is_waited_for_and_what_it_had_in_hand_is_known(metrics: list[int], in_hand: int) -> None:
+    async def wait(scene: Scene) -> tuple[str, int]:
+        return await scene.busy_replica(), scene.in_hand
+
+    assert with_replica(metrics, wait, patience=0.5) == ("replica-1", in_hand)
+
+
+def test_a_rolling_update_that_nobody_notices_ends_with_a_sentence() -> None:
+    async def wait(scene: Scene) -> None:
+        scene.watch.up = 1
+        await gone_and_back(scene)
+
+    with pytest.raises(StackBroken, match=r"away which was stopped: waited for 0\.1 s, in vain"):
+        with_replica([0], wait, patience=0.1)
+
+
+def test_what_a_stack_can_do_that_answers_nothing_well_is_a_sentence_and_its_failures_are_counted() -> None:
+    async def measure(scene: Scene) -> Load:
+        with pytest.raises(StackBroken, match=r"none of \d+ requests got an image \(500\)"):
+            await scene.load.capacity(0.1)
+        return scene.load
+
+    load = with_replica([0], measure)
+    assert len(load.answers) == 12 and {answer.outcome for answer in load.answers} == {"500"}
+
+
+@pytest.mark.parametrize(("mix", "job_mix", "missing"), [("1,2:3", "3", "2"), ("1", "3,auto,64", "auto, 64")])
+def test_a_position_that_is_not_served_is_refused_with_those_that_are(mix: str, job_mix: str, missing: str) -> None:
+    settings = DrillSettings(names=["overload"], mix=mix, job_mix=job_mix)
+    with pytest.raises(StackBroken, match=f"tiny does not serve {missing} steps; it serves 1, 3"):
+        Load(Client("http://127.0.0.1:9"), MODEL, settings)
+
+
+def test_a_result_that_never_comes_a_second_time_is_a_sentence() -> None:
+    class Late:
+        state, begun, results, ids = "done", 1, ["a"], ["job_1"]
+
+        def __init__(self, repeats: bool):
+            self.repeats = repeats
+
+        async def repeat(self) -> None:
+            await asyncio.sleep(0 if self.repeats else 60)
+
+        async def drawn(self) -> str:
+            await asyncio.sleep(60)
+            return "a"
+
+    for repeats, what in (
+        (False, "result of job_1, ordered and fetched once more"),
+        (True, "POST /generate of what job_1"),
+    ):
+        late: Any = Late(repeats)
+        with pytest.raises(StackBroken, match=what):
+            asyncio.run(fetch_again([late], 0.05))
+
+
+CONTAINERS = """#!/bin/sh
+case "$*" in
+  "ps "*service=balancer*) echo p-balancer-1 ;;
+  "ps "*service=redis*) echo p-redis-1 ;;
+  "ps "*) echo p-balancer-1 p-gpu1-1 p-redis-1 p-server-1 p-stepdial-1 ;;
+  "inspect "*IPAddress*) echo 127.0.0.1 ;;
+  "inspect "*p-gpu1-1) echo p-gpu1-1 gpu1 stepdial ;;
+  "inspect "*p-stepdial-1) echo p-stepdial-1 stepdial ;;
+  "inspect "*) echo "${4#p-}" ;;
+  *) echo "unexpected: docker $*" >&2; exit 2 ;;
+esac
+"""
+"""A Docker that runs a replica for each of two GPUs, and a server alone."""
+
+
+def test_replicas_are_the_containers_that_the_balancer_counts_whatever_their_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(CONTAINERS)
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    async def replicas() -> Sequence[str]:
+        async with compose(DrillSettings(names=["kill-replica"], project="p")) as stack:
+            return stack.replicas
+
+    assert asyncio.run(replicas()) == ["p-gpu1-1", "p-stepdial-1"]
+
+
+def test_replicas_on_loopback_drain_as_long_as_those_in_containers() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert services["stepdial"]["environment"]["STEPDIAL_SHUTDOWN_DELAY_SECONDS"] == SHUTDOWN_DELAY_SECONDS
 
 
 def test_a_result_that_changes_is_seen() -> None:

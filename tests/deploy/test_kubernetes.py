@@ -273,6 +273,15 @@ def test_the_way_in_waits_longer_than_a_request_may_take() -> None:
     assert rules[0]["matches"][0]["path"]["value"] == "/jobs" and rules[0]["timeouts"]["request"] == "0s"
 
 
+def test_the_ingress_sends_an_order_again_only_under_a_key_as_the_balancer_of_the_stack_does() -> None:
+    annotations = find(with_component("ingress"), "Ingress")["metadata"]["annotations"]
+    lines = annotations["haproxy.org/backend-config-snippet"].splitlines()
+    ours = [line.strip() for line in (KUBERNETES.parent / "haproxy" / "haproxy.cfg").read_text().splitlines()]
+    for begin in ("http-request set-header Idempotency-Key", "option http-buffer-request", "retry-on"):
+        (line,) = (line for line in lines if line.startswith(begin))
+        assert line in ours
+
+
 def test_the_overlay_that_the_docs_show_renders(tmp_path: Path) -> None:
     shown = re.search(
         r"^(    apiVersion: kustomize.*?)\n\n(?! )", (ROOT / "docs" / "kubernetes.md").read_text(), re.S | re.M

@@ -150,6 +150,17 @@ def test_each_gpu_has_one_replica_under_the_name_that_the_balancer_looks_for(gpu
         assert service["read_only"] and service["environment"]["STEPDIAL_DEVICE"] == "cuda"
 
 
+def test_with_gpus_one_server_alone_and_the_command_for_keys_have_the_image_of_the_replicas() -> None:
+    done = compose("-f", str(COMPOSE), "-f", str(GPU), "config", **SECRETS, COMPOSE_PROFILES="server,keys")
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert {services[name]["image"] for name in ("server", "keys", "stepdial")} == {
+        f"stepdial:{PROJECT['version']}-cuda"
+    }
+    assert services["server"]["environment"]["STEPDIAL_DEVICE"] == "cuda"
+    assert services["server"]["deploy"]["resources"].keys() == {"limits", "reservations"}
+
+
 def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
     for file in ("Makefile", ".env.example", "pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path)
@@ -190,6 +201,39 @@ def test_a_rolling_update_says_why_no_new_replica_could_be_started_and_touches_n
     done = subprocess.run([ROOT / "deploy" / "roll.sh"], env={"PATH": path}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "unexpected" not in done.stderr
     assert "no such image: stepdial:9\n" in done.stderr and "no new replica could be started" in done.stderr
+
+
+def slots(*taken: bool) -> str:
+    """What the balancer says of its slots for replicas."""
+    states = [(n, state, (state == "UP") == up) for n, up in enumerate(taken, 1) for state in ("UP", "MAINT")]
+    return "".join(
+        f'haproxy_server_status{{proxy="stepdial",server="replica{n}",state="{state}"}} {int(so)}\n'
+        for n, state, so in states
+    )
+
+
+@pytest.mark.parametrize(("taken", "refused"), [((True, True), True), ((True, False), False)])
+def test_a_rolling_update_is_refused_where_the_balancer_has_no_slot_for_one_replica_more(
+    tmp_path: Path, taken: tuple[bool, ...], refused: bool
+) -> None:
+    (tmp_path / "metrics").write_text('haproxy_backend_active_servers{proxy="stepdial"} 1\n' + slots(*taken))
+    docker = tmp_path / "docker"
+    docker.write_text(re.sub(r'("compose exec "\*\)).*?;;', rf"\1 cat {tmp_path}/metrics ;;", DOCKER))
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run([ROOT / "deploy" / "roll.sh"], env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "unexpected" not in done.stderr
+    assert ("no slot for one replica more" in done.stderr) == refused != ("no such image" in done.stderr)
+
+
+def test_the_table_of_drills_is_written_even_when_a_promise_broke_and_the_status_is_kept(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$3" >>"$0.did"\ncase "$3" in all) exit 3;; esac\n')
+    python.chmod(0o755)
+    made = [part for name in (".venv/.test", "redis", "haproxy") for part in ("--old-file", name)]
+    done = subprocess.run(["make", *made, f"BIN={tmp_path}", "drills"], cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "python.did").read_text().split() == ["all", "table"]
+    assert done.returncode == 2 and "Error 3" in done.stderr
 
 
 class Stack:
