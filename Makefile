@@ -175,7 +175,6 @@ pictures: .venv/.test
 	$(BIN)/stepdial sample --family $(FAMILY) --steps 1,2,4,8,16,32 --seed 5 --count 10 --zoom 3 --out docs/strip.png --prompt $(STRIP)
 	$(BIN)/stepdial curve --family $(FAMILY) --out docs/curve.png
 
-<<<<<<< HEAD
 # the paper's tables and figures, small: students of few iterations, several trainings of each; what was measured already is not repeated
 PAPER_FAMILY ?= families/digits
 PAPER_SEEDS ?= 1 2
@@ -211,11 +210,8 @@ paper-figure-3 paper-figure-5: .venv/.test
 inception-test: .venv/.test
 	$(BIN)/python -m pytest -m slow tests/training/test_inception.py
 
-# every drill on processes of this machine, and their table in docs/operations.md; half an hour on an idle one
-=======
 # every drill on processes of this machine, and their table in docs/operations.md, which shows broken promises, too; half an hour on
 # an idle one
->>>>>>> fleetfix
 .PHONY: drills
 drills: .venv/.test redis haproxy
 	$(BIN)/python -m deploy.drills all --family $(FAMILY); status=$$?; \
