@@ -51,6 +51,7 @@ def a_full_queue(server: ServerProcess) -> None:
     """Fill the queue to the brim, be refused, and leave."""
     with asking(server, steps=128, n=16), asking(server, steps=128, n=16):
         wait_until(lambda: server.metric("stepdial_pending_evaluations") > 3000)
+        wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
         assert server.ask(**WISH, steps=512, n=8).status_code == 503
     wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
 
