@@ -146,9 +146,12 @@ class Member(_Record):
             return student_plan(self.name, steps)
         if self.role == "whole" and steps in self.network.segments:
             return student_plan(self.name, steps, steps)
-        # latents have no range, so nothing is clipped where a family diffuses in them
-        clip = not isinstance(self.network, BackboneConfig) or self.network.clip
-        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None, clip=clip)
+        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None, clip=self.clips)
+
+    @property
+    def clips(self) -> bool:
+        """Whether x_hat has the range of images where the member draws as a teacher; latents have none."""
+        return not isinstance(self.network, BackboneConfig) or self.network.clip
 
 
 class GoldenRecord(FileRecord):

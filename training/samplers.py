@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from diffusion.family import FamilyError, write_json
+from diffusion.family import FamilyError, Member, write_json
 from diffusion.frontier import Measure, Provenance
 from diffusion.plans import Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
@@ -75,7 +75,7 @@ def read_samplers(file: Path) -> SamplersRecord:
 
 
 def sampler_plans(
-    teacher: str, schedule: CosineSchedule, evaluations: tuple[int, ...], grids: tuple[Grid, ...] = GRIDS
+    teacher: Member, schedule: CosineSchedule, evaluations: tuple[int, ...], grids: tuple[Grid, ...] = GRIDS
 ) -> Iterator[tuple[Grid, Plan]]:
     """Return the plans to measure: on each grid every rule at every number of evaluations."""
     for grid in grids:
@@ -83,7 +83,7 @@ def sampler_plans(
             for steps in evaluations:
                 hops = (steps + 1) // 2 if rule == "heun" else steps
                 times = karras_times(schedule, hops).tolist() if grid == "karras" else None
-                yield grid, teacher_plan(teacher, steps, rule=rule, times=times)
+                yield grid, teacher_plan(teacher.name, steps, rule=rule, times=times, clip=teacher.clips)
 
 
 def measure_samplers(
@@ -103,7 +103,7 @@ def measure_samplers(
     manifest, evaluation, yardstick = scorer.family.manifest, scorer.evaluation, scorer.yardstick
     if manifest.teacher is None:
         raise FamilyError(f"family {manifest.name!r} has no teacher")
-    plans = list(sampler_plans(manifest.teacher.name, manifest.schedule, evaluations, grids))
+    plans = list(sampler_plans(manifest.teacher, manifest.schedule, evaluations, grids))
     record = SamplersRecord(
         family=manifest.name,
         teacher=manifest.teacher.weights.sha256,
