@@ -120,7 +120,7 @@ def _others(facts: Facts) -> list[list[str]]:
     return [
         ["Redis: main thread, a second, of each replica with nothing to do and each job in others' hands",
          f"{1e6 * pending_slope(costs.pending):.3f} µs"],
-        ["Redis: memory of a job that waits, a job that is done, an image in the cache",
+        ["Redis: memory of a job of 512 steps that waits, a job that is done, an image in the cache",
          f"{memory.waiting_job:,.0f}, {memory.done_job:,.0f}, {memory.cached_image:,.0f} bytes"],
         ["Redis: connections of a quiet replica, and after a burst of "
          f"{costs.connections.burst} requests at once", f"{costs.connections.idle}, {costs.connections.after_burst}"],
