@@ -183,7 +183,7 @@ PAPER_ABLATE = @for seed in $(PAPER_SEEDS); do $(STEPDIAL) ablate --family $(PAP
 PAPER_NAME = $(notdir $(PAPER_FAMILY))
 .PHONY: paper paper-table-1 paper-table-2 paper-table-3 paper-table-4 paper-figure-1 paper-figure-3 paper-figure-5
 
-paper: paper-table-1 paper-table-2 paper-table-4 paper-figure-1 paper-figure-5
+paper: paper-table-1 paper-table-2 paper-table-3 paper-table-4 paper-figure-1 paper-figure-5
 
 paper-table-1: .venv/.test
 	$(PAPER_ABLATE) --arms ct,unguided || exit; done
