@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from diffusion.family import Family, open_family
 from tests.training.processes import BATCH, ITERATIONS, KINDS, WAYS, teacher, trained
 from training.datasets import FiniteSet
-from training.trainer import Run
+from training.trainer import Run, Schedule, TrainingError
 from training.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,15 @@ def test_compiled_blocks_that_compute_again_have_the_losses_of_plain_ones(
     run, loss, _ = teacher(tmp_path, digits_family)
     run.spread(World(), checkpointing=True, compiled=True)
     assert trained(run, loss, digit_set, 3) == pytest.approx(trained(plain, its_loss, digit_set, 3), rel=1e-5)
+
+
+def test_a_student_with_an_average_beside_it_is_not_sharded(tmp_path: Path):
+    run = Run(nn.Linear(2, 2), Schedule(), tmp_path, settings={})
+    run.companions["self_teacher"] = nn.Linear(2, 2)
+    world = World()
+    world.sharded = True
+    with pytest.raises(TrainingError, match="leave --shard out"):
+        run.spread(world)
 
 
 def test_one_process_does_without_accelerate():
