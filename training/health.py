@@ -25,6 +25,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def draw_health(run: Path, out: Path, *, reference: Path | None = None) -> None:
     """Draw a run's curves into a PNG, a second run's dashed.  Raises DataError where there is no run or no matplotlib."""
+    if out.suffix != ".png":
+        raise DataError(f"--out must name a .png file, got {out.name!r}")
     log, found = read_log(run), read_found(run)
     parts = list(found[max(found)]) if found else []
     rows = 1 + len(parts)

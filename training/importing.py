@@ -29,7 +29,7 @@ from diffusion.schedule import CosineSchedule
 from diffusion.text import TextConfig
 from training.checkpoint import Checkpoint, CheckpointError, Text, Weights
 from training.command import Command, choose_device
-from training.members import forget, golden_samples, locked
+from training.members import check_replaceable, forget, golden_samples, locked
 
 USUAL_GUIDANCE = {"UNet2DModel": 0.0, "DiTTransformer2DModel": 3.0, "UNet2DConditionModel": 6.5}
 """Guidance w of the teacher's positions: the guidance scale of diffusers' pipelines less 1, which that library counts from.
@@ -62,6 +62,7 @@ class Import(Command):
 
     def cli_cmd(self) -> None:
         """Import."""
+        check_replaceable(self.family)
         family = import_family(
             Checkpoint(self.folder.resolve()),
             self.family,

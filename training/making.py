@@ -13,7 +13,7 @@ from training.command import Command, Reading, Spreading, choose_device, data_of
 from training.datasets import DataSet
 from training.estimate import Work
 from training.latents import in_latents
-from training.members import add_member, is_trained, new_manifest, progress_grid, training_record
+from training.members import add_member, check_replaceable, is_trained, new_manifest, progress_grid, training_record
 from training.opening import open_captioned
 from training.preset import network_of, student_settings, teacher_settings
 from training.probe import student_probe, teacher_probe
@@ -62,6 +62,7 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         if is_trained(self.family, "teacher", run):
             print(f"family {name} has this teacher already")
             return
+        check_replaceable(self.family)
         probe = teacher_probe(settings, data, world.device) if self.probes else None
         fit(
             run,

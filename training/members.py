@@ -69,6 +69,18 @@ def is_trained(folder: Path, name: str, run: Run) -> bool:
     return any(trained_alike(record, run.settings, run.schedule) for record in found)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise FamilyError where a new teacher in this folder would be the end of students."""
+    if not (folder / MANIFEST).exists():
+        return
+    students = [member.name for member in open_family(folder).manifest.members if member.role != "teacher"]
+    if students:
+        raise FamilyError(
+            f"family {folder.resolve().name!r} has students of another teacher ({', '.join(students)}), which would be lost; "
+            "name another folder, or remove that one"
+        )
+
+
 def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Schedule) -> bool:
     """Tell whether a record is of a whole run of these settings, which are the schedule's and more.
 

@@ -77,6 +77,17 @@ def distil(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: str = "1,3", *f
     return call(monkeypatch, "distill", "--family", folder, "--steps", steps, "--runs", folder / "../runs", *settings)
 
 
+def test_a_new_teacher_does_not_take_the_place_of_one_that_has_students(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert not distil(monkeypatch, family.folder, "3")
+    before = {file.name: file.read_bytes() for file in family.folder.iterdir() if file.is_file()}
+    other = ["--seed", 9, "--family", family.folder, "--runs", tmp_path / "others"]
+    assert call(monkeypatch, "train", *TRAIN, *other) == 1
+    assert "has students of another teacher (student-3), which would be lost" in capsys.readouterr().err
+    assert before == {file.name: file.read_bytes() for file in family.folder.iterdir() if file.is_file()}
+
+
 def test_students_are_distilled_sampled_and_listed(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -158,30 +169,10 @@ def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
     third = open_family(family.folder).frontier.positions
     assert third[0].frechet == second.positions[0].frechet and "--only-speed" in third[0].timed.command
     assert third[0].measured.command == "stepdial evaluate" and third[1] == second.positions[1]
-    # what was measured of a member goes when the member is made anew: a student's position, a teacher's family
+    # what was measured of a member goes when the member is made anew
     shutil.rmtree(family.folder / "../runs")
     assert not distil(monkeypatch, family.folder, "1", "--seed", 3)
     assert [position.steps for position in open_family(family.folder).frontier.positions] == [2]
-    assert not call(
-        monkeypatch,
-        "train",
-        *TRAIN[:4],
-        "--iterations",
-        2,
-        "--batch",
-        8,
-        "--family",
-        family.folder,
-        "--runs",
-        tmp_path / "r",
-    )
-    renewed = open_family(family.folder)
-    assert renewed.frontier is None and [member.name for member in renewed.manifest.members] == ["teacher"]
-    assert sorted(path.name for path in family.folder.iterdir()) == [
-        "family.json",
-        "golden.safetensors",
-        "teacher.safetensors",
-    ]
 
 
 def test_a_new_teacher_replaces_the_family_and_a_student_only_its_own_entry(

@@ -184,4 +184,5 @@ def test_the_commands_train_with_a_probe_and_draw_how_it_went(
         assert Image.open(tmp_path / "health.png").size[0] > 1000
     capsys.readouterr()
     assert call("health", "--run", tmp_path, "--out", tmp_path / "no.png") == 1
+    assert call("health", "--run", tmp_path, "--out", tmp_path / "no.xyz") == 1
     assert "holds no log.jsonl" in capsys.readouterr().err
