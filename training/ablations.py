@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from diffusion import provenance
 from diffusion.family import MANIFEST, Family, Member, TrainingRecord, open_family, write_json
 from diffusion.frontier import Measure, Provenance
 from training.arms import Trial
-from training.datasets import DataError, DataSet
+from training.datasets import DataSet
 from training.evaluate import provenance_of
 from training.feed import feed
 from training.members import add_member, is_trained, locked, trained_alike, training_record
+from training.results import read_result
 from training.scores import Scorer
 from training.student import StudentSettings
 from training.trainer import Run, fit
@@ -79,12 +80,7 @@ class AblationsRecord(_Record):
 
 def read_ablations(file: Path) -> AblationsRecord:
     """Read a result file.  Raises DataError if it is not one."""
-    try:
-        return AblationsRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{file.name} is not a result of stepdial ablate: {where}: {first['msg']}") from None
+    return read_result(AblationsRecord, file, "stepdial ablate")
 
 
 @dataclass(frozen=True)

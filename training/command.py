@@ -196,7 +196,7 @@ def data_of(family: Family, name: str | None, augmentation: Augmentation | None 
         prompts = manifest.conditioning if isinstance(manifest.conditioning, Prompts) else None
         data = open_data(wanted, manifest.resolution, augmentation, prompts)
     except DataError as error:
-        raise SystemExit(f"{error}; name it with --data") from None
+        raise SystemExit(str(error) if name else f"{error}; name it with --data") from None
     if (data.resolution, data.channels) != (manifest.resolution, manifest.channels):
         raise SystemExit(f"data {wanted!r} does not have the images of family {family.name!r}")
     if data.conditioning == manifest.conditioning:

@@ -45,7 +45,10 @@ class Draws(torch.Generator):
         return whole[share.index * count : (share.index + 1) * count]
 
     def of_pixels(self, shape: Sequence[int]) -> Tensor:
-        """Return normal noise of each image of the share, (B, ...)."""
+        """Return normal noise of each image of the share, (B, ...).
+
+        Not `kernels.noise`, whose bits are the same on every device: on a CPU that takes several times as long.
+        """
         self._calls += 1
         noise, seed = torch.empty(shape, device=self.device), mixed_seed(self._seed, self._calls)
         for image, place in zip(noise, self.share.places, strict=True):

@@ -17,7 +17,7 @@ from training.members import add_member, check_replaceable, is_trained, new_mani
 from training.opening import open_captioned
 from training.preset import network_of, student_settings, teacher_settings
 from training.probe import student_probe, teacher_probe
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run, taught_by
+from training.student import StudentSettings, check_whole, distillation, new_student_run, new_whole_run, taught_by
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import Run, fit
 from training.watch import Watch
@@ -120,18 +120,19 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         """Distil each student."""
         counts = integers(self.steps, "steps")
         segments = tuple([0] * self.teacher_part + counts)
+        for flag, given in {"--teacher-part": self.teacher_part, "--weights": self.weights}.items():
+            if given and not self.whole:
+                raise SystemExit(f"{flag} is for one network for the whole dial; give --whole too")
+        if self.whole:
+            check_whole(self, segments)
         if self.dry_run:
             print(self._plan(segments))
             return
         family, world = open_family(self.family), self.world(self.device)
         if family.manifest.teacher is None:
             raise SystemExit(f"family {family.name!r} has no teacher to distil")
-        if self.teacher_part and not self.whole:
-            raise SystemExit("--teacher-part is for one network for the whole dial; give --whole too")
-        if self.weights and not self.whole:
-            raise SystemExit("--weights is for one network for the whole dial; give --whole too")
         if self.whole:
-            self._distil_whole(segments, family, world)
+            self._distil(segments, family, world)
             return
         for steps in reversed(counts) if self.method == "pd" else counts:
             self._distil(steps, open_family(self.family), world)
@@ -149,7 +150,8 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         twice = settings.method == "pd"  # the teacher says the target, too
         asks = (2 if settings.guidance or settings.guidance_range else 1) * (1 + twice) * settings.distils
         work = Work(network, settings.batch, settings.iterations, targets=1 - twice, teacher=asks)
-        return self.estimated(settings, work, 1 if self.whole else len(segments))
+        whose = f"the network is that of family {family.name}\n" if family else ""
+        return whose + self.estimated(settings, work, 1 if self.whole else len(segments))
 
     def _settings(self, family: Family | None, counts: int | tuple[int, ...]) -> StudentSettings:
         """The run's settings, the batch rounded up to a multiple of its parts."""
@@ -170,42 +172,44 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         with world.first():
             return data_of(family, self.data, self.augmentation)
 
-    def _distil(self, steps: int, family: Family, world: World) -> None:
-        settings, data = self._settings(family, steps), self._data(family, world)
-        run = new_student_run(settings, steps, family, self.runs / family.name / f"student-{steps}", world.device)
-        self.spread(run, world)
+    def _distil(self, counts: int | tuple[int, ...], family: Family, world: World) -> None:
+        """Distil the student of one step count, or one network for several."""
+        settings, data = self._settings(family, counts), self._data(family, world)
+        runs = self.runs / family.name
+        steps, segments = (None, counts) if isinstance(counts, tuple) else (counts, ())
+        if isinstance(counts, tuple):
+            name, what = "whole", "student for the whole dial"
+            run = new_whole_run(settings, counts, family, runs / name, world.device)
+            about = f"a batch is {settings.batch} images: {_shares(settings, counts)}"
+        else:
+            name, what = f"student-{counts}", f"{counts}-step student"
+            run = new_student_run(settings, counts, family, runs / name, world.device)
+            about = f"the {what} is taught by {taught_by(settings, counts, family).name}" if settings.distils else ""
+        self.spread(run, world, parts=tuple(map(settings.weight, segments)) or (1,))
         run.settings |= data.identity
-        if is_trained(self.family, f"student-{steps}", run):
-            print(f"family {family.name} has this {steps}-step student already")
+        if is_trained(self.family, name, run):
+            print(f"family {family.name} has this {what} already")
             return
-        if settings.distils:
-            print(f"the {steps}-step student is taught by {taught_by(settings, steps, family).name}")
+        if about:
+            print(about)
         autoencoder = family.autoencoder(world.device)
-        loss = in_latents(distillation(settings, steps, family, world.device, run), autoencoder)
-        decode = autoencoder.decode if autoencoder else None
-        draw = progress_grid(family.manifest, data, steps=steps, told=settings.told, decode=decode)
-        watch = self._watch(run, settings, steps, family, data)
-        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
-        self._add(f"student-{steps}", steps, run, settings, family, data)
-        print(f"wrote the {steps}-step student of family {family.name}")
-
-    def _distil_whole(self, segments: tuple[int, ...], family: Family, world: World) -> None:
-        settings, data = self._settings(family, segments), self._data(family, world)
-        run = new_whole_run(settings, segments, family, self.runs / family.name / "whole", world.device)
-        self.spread(run, world, parts=tuple(map(settings.weight, segments)))
-        run.settings |= data.identity
-        if is_trained(self.family, "whole", run):
-            print(f"family {family.name} has this student for the whole dial already")
-            return
-        print(f"a batch is {settings.batch} images: {_shares(settings, segments)}")
-        autoencoder = family.autoencoder(world.device)
-        loss = in_latents(distillation(settings, segments, family, world.device, run), autoencoder)
-        decode = autoencoder.decode if autoencoder else None
-        draw = progress_grid(family.manifest, data, segments=segments, told=settings.told, decode=decode)
-        watch = self._watch(run, settings, segments, family, data)
-        fit(run, data, loss, draw=draw, watch=watch, workers=self.workers)
-        self._add("whole", None, run, settings, family, data)
-        print(f"wrote the student for the whole dial of family {family.name}")
+        fit(
+            run,
+            data,
+            in_latents(distillation(settings, counts, family, world.device, run), autoencoder),
+            draw=progress_grid(
+                family.manifest,
+                data,
+                steps=steps,
+                segments=segments,
+                told=settings.told,
+                decode=autoencoder.decode if autoencoder else None,
+            ),
+            watch=self._watch(run, settings, counts, family, data),
+            workers=self.workers,
+        )
+        self._add(name, steps, run, settings, family, data)
+        print(f"wrote the {what} of family {family.name}")
 
     def _watch(
         self, run: Run, settings: StudentSettings, counts: int | tuple[int, ...], family: Family, data: DataSet
@@ -309,4 +313,6 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
         )
         data = data_of(family, self.data)
         ablate(family, data, trials(arms, baseline, counts), baseline, evaluation, runs=folder / "ablate", out=out)
-        print(f"the table: stepdial report --family {self.family} --file docs/ablations.md")
+        print(f"wrote {out}")
+        if self.results == RESULTS:
+            print(f"the table: stepdial report --family {self.family} --file docs/ablations.md")

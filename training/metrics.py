@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from diffusion.condition import PromptConditioning
@@ -18,6 +18,7 @@ from diffusion.plans import Plan
 from training.datasets import DataError
 from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
+from training.results import read_result
 from training.rulers import Metric, Reference, Ruler, judge_of, ruler
 from training.scores import Scorer, View
 from training.yardstick import Evaluation, Yardstick, measure
@@ -63,14 +64,7 @@ class MetricsRecord(_Record):
 
 def read_metrics(file: Path) -> MetricsRecord:
     """Read a result file.  Raises DataError if it is not one."""
-    try:
-        return MetricsRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(
-            f"{file.name} is not a result of stepdial evaluate --metrics: {where}: {first['msg']}"
-        ) from None
+    return read_result(MetricsRecord, file, "stepdial evaluate --metrics")
 
 
 def views(family: Family, extractors: list[Extractor], prompt_judge: PromptJudge | None) -> dict[str, View]:

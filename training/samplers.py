@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from diffusion.family import FamilyError, Member, write_json
 from diffusion.frontier import Measure, Provenance
 from diffusion.plans import Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
-from training.datasets import DataError
 from training.evaluate import provenance_of
+from training.results import read_result
 from training.scores import Scorer
 
 Grid = Literal["cosine", "karras"]
@@ -64,14 +64,7 @@ class SamplersRecord(_Record):
 
 def read_samplers(file: Path) -> SamplersRecord:
     """Read a result file.  Raises DataError if it is not one."""
-    try:
-        return SamplersRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(
-            f"{file.name} is not a result of stepdial evaluate --samplers: {where}: {first['msg']}"
-        ) from None
+    return read_result(SamplersRecord, file, "stepdial evaluate --samplers")
 
 
 def sampler_plans(

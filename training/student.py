@@ -189,6 +189,12 @@ def new_whole_run(
     segments: the counts, rising, 0 for infinitely many; the settings' batch is a multiple of the sum of their weights.
     Raises TrainingError when settings and family do not fit.
     """
+    check_whole(settings, segments)
+    return _new_run(settings, segments, family, folder, device)
+
+
+def check_whole(settings: StudentSettings, segments: tuple[int, ...]) -> None:
+    """Raise TrainingError where one network cannot learn these segment counts by these settings."""
     if settings.method == "pd":
         raise TrainingError(
             "method pd halves the steps of one student after another; one network for all takes another"
@@ -197,7 +203,6 @@ def new_whole_run(
     unknown = sorted(set(named) - set(segments))
     if unknown:
         raise TrainingError(f"weights name the step counts {', '.join(map(str, unknown))}, which are not trained")
-    return _new_run(settings, segments, family, folder, device)
 
 
 def _new_run(
