@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from diffusion.autoencoder import Autoencoder
-from diffusion.family import Family, FamilyError, MemberNetwork, NetworkConfig
+from diffusion.family import Family, FamilyError
+from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
 from kernels import Column, hop, last_hop, noise
 from server import metrics

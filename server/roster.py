@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
-from diffusion.family import MANIFEST, Family, FamilyError, open_family
+from diffusion.family import Family, FamilyError, open_family
 from diffusion.frontier import Position
+from diffusion.manifest import MANIFEST
 from diffusion.plans import Plan
 from server import metrics
 from server.content import edition

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.family import TEACHER_STEPS, open_family
+from diffusion.family import open_family
+from diffusion.manifest import TEACHER_STEPS
 from training.report import TABLES
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from diffusion import provenance
-from diffusion.family import MANIFEST, Family, Member, TrainingRecord, open_family, write_json
+from diffusion.family import Family, open_family
+from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
+from diffusion.manifest import MANIFEST, Member, TrainingRecord
 from training.arms import Trial
 from training.datasets import DataSet
 from training.evaluate import provenance_of

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from diffusion.family import FamilyError, Manifest
+from diffusion.family import FamilyError
+from diffusion.manifest import Manifest
 from diffusion.plans import Hop, Plan
 
 NOISE = Fraction(1)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.family import Family, write_json
+from diffusion.family import Family
+from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
 from training.composition import NOISE, Composition, combinable, compose, words
 from training.evaluate import keep, position_of, provenance_of, summary

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from diffusion import provenance
-from diffusion.family import FRONTIER, Family, FamilyError, open_family, write_json
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.files import write_json
 from diffusion.frontier import Frontier, Measure, Position, Provenance, Source
+from diffusion.manifest import FRONTIER
 from diffusion.plans import Plan
 from diffusion.sampler import Network, sample
 from training.datasets import DataSet

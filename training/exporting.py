@@ -10,7 +10,8 @@ from pydantic import Field
 
 from diffusion.backbone import Backbone, BackboneConfig, LibraryMissing, library_class
 from diffusion.condition import GUIDANCE_PARTS, LabelConditioning, TextConditioning, Tokenizer
-from diffusion.family import Family, FamilyError, Member, open_family
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.manifest import Member
 from diffusion.plans import uniform_times
 from diffusion.timesteps import timesteps_at
 from training.checkpoint import INDEX

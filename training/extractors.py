@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.family import file_sha256
+from diffusion.files import file_sha256
 from training.datasets import DataError
 
 INCEPTION_SHA256 = "6726825d"

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion.family import FamilyError, file_sha256, write_tensors
+from diffusion.family import FamilyError
+from diffusion.files import file_sha256, write_tensors
 from training.datasets import DataSet
 from training.feed import feed, usual_workers
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from diffusion.family import file_sha256, write_tensors
+from diffusion.files import file_sha256, write_tensors
 from training.datasets import DataError, DataSet
 
 

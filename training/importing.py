@@ -11,20 +11,9 @@ from diffusion import provenance
 from diffusion.autoencoder import AutoencoderConfig
 from diffusion.backbone import BackboneConfig
 from diffusion.condition import NoConditioning, TextConditioning, Tokenizer
-from diffusion.family import (
-    MANIFEST,
-    AutoencoderRecord,
-    Family,
-    Manifest,
-    Member,
-    TextRecord,
-    TrainingRecord,
-    file_sha256,
-    open_family,
-    write_golden,
-    write_json,
-    write_tensors,
-)
+from diffusion.family import Family, open_family
+from diffusion.files import file_sha256, write_golden, write_json, write_tensors
+from diffusion.manifest import MANIFEST, AutoencoderRecord, Manifest, Member, TextRecord, TrainingRecord
 from diffusion.schedule import CosineSchedule
 from diffusion.text import TextConfig
 from training.checkpoint import Checkpoint, CheckpointError, Text, Weights

@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from diffusion import provenance
-from diffusion.family import MANIFEST, Family, open_family
+from diffusion.family import Family, open_family
+from diffusion.manifest import MANIFEST
 from diffusion.uvit import PRESETS, UViTConfig
 from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials

@@ -15,22 +15,9 @@ from torch import Tensor, nn
 from diffusion import provenance
 from diffusion.backbone import Backbone
 from diffusion.condition import Conditioning
-from diffusion.family import (
-    FRONTIER,
-    MANIFEST,
-    TEACHER_STEPS,
-    Family,
-    FamilyError,
-    GoldenSample,
-    Manifest,
-    Member,
-    Role,
-    TrainingRecord,
-    open_family,
-    write_golden,
-    write_json,
-    write_tensors,
-)
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.files import write_golden, write_json, write_tensors
+from diffusion.manifest import FRONTIER, MANIFEST, TEACHER_STEPS, GoldenSample, Manifest, Member, Role, TrainingRecord
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import Decode, sample

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from diffusion.condition import PromptConditioning
-from diffusion.family import Family, FamilyError, write_json
+from diffusion.family import Family, FamilyError
+from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance, Source
 from diffusion.plans import Plan
 from training.datasets import DataError

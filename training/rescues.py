@@ -3,8 +3,10 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from diffusion.family import FRONTIER, Family, FamilyError, write_json
+from diffusion.family import Family, FamilyError
+from diffusion.files import write_json
 from diffusion.frontier import Frontier, Measure, Position, Rescue
+from diffusion.manifest import FRONTIER
 from diffusion.plans import Plan
 from training.composition import Student, combinable, compose, composition_of, time_after
 from training.evaluate import comparable, provenance_of

@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from diffusion.family import FamilyError, Member, write_json
+from diffusion.family import FamilyError
+from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
+from diffusion.manifest import Member
 from diffusion.plans import Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
 from training.evaluate import provenance_of

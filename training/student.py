@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from diffusion.condition import GUIDANCE_PARTS
-from diffusion.family import Family, Member, MemberNetwork
+from diffusion.family import Family
+from diffusion.manifest import Member, MemberNetwork
 from training.objective import DISTILLING, Network, Objective, mixed_loss, part_sizes
 from training.self_teacher import COMPANION, SelfTeacher
 from training.teacher import hide, in_precision

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.family import Family, file_sha256
+from diffusion.family import Family
+from diffusion.files import file_sha256
 from diffusion.frontier import Measure
 from training.datasets import DataSet, pixels_to_latents
 from training.features import JUDGE, Judge, describe_judge, family_judge

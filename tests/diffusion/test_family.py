@@ -11,16 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion.family import (
-    Family,
-    FamilyError,
-    GoldenSample,
-    Manifest,
-    file_sha256,
-    open_family,
-    write_json,
-    write_tensors,
-)
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.files import file_sha256, write_json, write_tensors
+from diffusion.manifest import GoldenSample, Manifest
 from diffusion.plans import Plan
 from tests.server.tiny import PROMPTS, draw_alone, write_tiny_family
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion.family import Family, GoldenSample
+from diffusion.family import Family
+from diffusion.manifest import GoldenSample
 from diffusion.plans import Hop, Plan
 from server.engine import Engine, choose_device
 from server.invariance import invariant_buckets

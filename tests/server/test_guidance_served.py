@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from diffusion.family import Family, FamilyError, GoldenSample, Manifest, open_family, write_json
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.files import write_json
+from diffusion.manifest import GoldenSample, Manifest
 from server.app import create_app
 from server.engine import Engine, choose_device
 from server.samples import Sample, Turn

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion.family import Family, GoldenSample, open_family
+from diffusion.family import Family, open_family
+from diffusion.manifest import GoldenSample
 from server.content import edition
 from server.engine import Engine, choose_device
 from server.roster import weights_bytes

@@ -21,8 +21,10 @@ import redis
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-from diffusion.family import FRONTIER, open_family, write_json
+from diffusion.family import open_family
+from diffusion.files import write_json
 from diffusion.frontier import Rescue
+from diffusion.manifest import FRONTIER
 from diffusion.plans import Hop, Plan
 from server import metrics
 from tests.server.desk import Desk, value

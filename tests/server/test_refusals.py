@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.family import FamilyError, file_sha256, open_family
+from diffusion.family import FamilyError, open_family
+from diffusion.files import file_sha256
 from server.commands import serve
 from server.engine import Engine, choose_device
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from diffusion.family import Family, GoldenSample, open_family
+from diffusion.family import Family, open_family
+from diffusion.manifest import GoldenSample
 from server.app import create_app
 from server.engine import Engine, choose_device
 from server.samples import Sample, Turn

@@ -5,19 +5,10 @@ from pathlib import Path
 import torch
 
 from diffusion.condition import Conditioning, LabelConditioning, NoConditioning, PromptConditioning
-from diffusion.family import (
-    FRONTIER,
-    MANIFEST,
-    Family,
-    GoldenSample,
-    Manifest,
-    Member,
-    TrainingRecord,
-    write_golden,
-    write_json,
-    write_tensors,
-)
+from diffusion.family import Family
+from diffusion.files import write_golden, write_json, write_tensors
 from diffusion.frontier import Frontier, Measure, Position, Provenance
+from diffusion.manifest import FRONTIER, MANIFEST, GoldenSample, Manifest, Member, TrainingRecord
 from diffusion.sampler import sample
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import stepdial
-from diffusion.family import Family, open_family, write_tensors
+from diffusion.family import Family, open_family
+from diffusion.files import write_tensors
 from training.ablations import AblationsRecord, read_ablations
 from training.arms import ARMS, BASELINE, SETS, Arm, chosen, trials
 from training.datasets import DataError

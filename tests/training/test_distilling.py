@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import stepdial
-from diffusion.family import Family, FamilyError, Member, open_family
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.manifest import Member
 from tests.server.tiny import write_tiny_family
 from training.composition import combinable
 from training.objective import teacher_steps

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import stepdial
-from diffusion.family import Family, GoldenSample, open_family
+from diffusion.family import Family, open_family
+from diffusion.manifest import GoldenSample
 from diffusion.sampler import follow
 from kernels import noise
 from server.engine import Engine, choose_device

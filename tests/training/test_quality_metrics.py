@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stepdial
-from diffusion.family import Family, open_family, write_tensors
+from diffusion.family import Family, open_family
+from diffusion.files import write_tensors
 from training.datasets import FiniteSet
 from training.features import JUDGE, train_judge
 from training.metrics import read_metrics

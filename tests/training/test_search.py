@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import stepdial
-from diffusion.family import Family, FamilyError, open_family, write_tensors
+from diffusion.family import Family, FamilyError, open_family
+from diffusion.files import write_tensors
 from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import sample
 from training import scores as scores_file

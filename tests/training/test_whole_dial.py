@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import stepdial
-from diffusion.family import Family, open_family, write_tensors
+from diffusion.family import Family, open_family
+from diffusion.files import write_tensors
 from training.evaluate import evaluate
 from training.features import JUDGE, train_judge
 from training.report import dial_table
