@@ -68,7 +68,7 @@ def _route(app: FastAPI, rooms: Rooms) -> None:
     """Give the app its routes."""
     roster, scheduler, server = rooms.roster, rooms.scheduler, about(rooms.settings.device)
     app.include_router(drawing_routes(roster, rooms.studio))
-    orders = Orders(roster, rooms.jobs, rooms.feeder, scheduler)
+    orders = Orders(roster, rooms.jobs, rooms.feeder, scheduler, rooms.ledger)
     app.include_router(job_routes(orders, rooms.jobs, rooms.feeder))
     app.include_router(reading_routes(roster, server))
     app.include_router(health_routes(scheduler))

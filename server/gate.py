@@ -27,7 +27,7 @@ from server.failures import (
 from server.journal import note
 from server.keys import Key, Keyring
 from server.keys import Scope as KeyScope
-from server.limits import Allowance, Limit
+from server.limits import Allowance, Charge, Limit
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/metrics", "/models", "/frontier", "/openapi.json"})
 """Paths that need no key, besides the page's files: what a new route needs is a key, unless it is named here."""
@@ -60,8 +60,18 @@ class Caller:
     """What was left after the last charge."""
 
 
+@dataclass(slots=True)
+class Bill:
+    """What a caller is charged for a wish."""
+
+    charge: Charge | None = None
+    """None where there is no rate limit."""
+    waived: bool = False
+    """Set in the block where it turns out that nothing is drawn for it."""
+
+
 @asynccontextmanager
-async def charged(request: Request, wish: Wish) -> AsyncIterator[None]:
+async def charged(request: Request, wish: Wish) -> AsyncIterator[Bill]:
     """Charge the caller for a wish that is drawn in the block, and tell the journal of it. Raises RateLimited.
 
     What the server turns away all the same is not charged: who comes back when Retry-After says is not refused for that.
@@ -70,20 +80,24 @@ async def charged(request: Request, wish: Wish) -> AsyncIterator[None]:
     note(request, model=wish.model, steps=wish.steps)
     caller: Caller = request.scope["caller"]
     if caller.limit is None:
-        yield
+        yield Bill()
         return
     evaluations = sum(sample.evaluations for sample in wish.samples)
     caller.allowance = allowance = await caller.ledger.take(caller.name, caller.limit, evaluations)
     if allowance.wait_seconds:
         raise RateLimited(evaluations, allowance.limit.evaluations_per_minute, allowance.wait_seconds)
+    bill, owed = Bill(Charge(caller.name, caller.limit)), 0
     try:
-        yield
+        yield bill
+        owed = evaluations if bill.waived else 0
     except BaseException as error:
         owed = evaluations if isinstance(error, TURNED_AWAY) else evaluations - wish.meter.evaluations
-        await caller.ledger.give_back(caller.name, caller.limit, owed)
-        full = max(0.0, allowance.full_seconds - owed * caller.limit.interval)
-        caller.allowance = replace(allowance, full_seconds=full)
         raise
+    finally:
+        if owed:
+            await caller.ledger.give_back(caller.name, caller.limit, owed)
+            full = max(0.0, allowance.full_seconds - owed * caller.limit.interval)
+            caller.allowance = replace(allowance, full_seconds=full)
 
 
 class Gate:

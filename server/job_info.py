@@ -85,7 +85,7 @@ async def show(job: Job, store: JobStore) -> JobInfo:
 def tell(job: Job) -> JobInfo:
     """Return the job as clients see it, its images as URLs."""
     accepted, outcome, own = job.accepted, job.outcome, f"/jobs/{job.id}"
-    total = accepted.n * accepted.steps
+    total = accepted.evaluations
     return JobInfo(
         **accepted.model_dump(include={"id", "model", "student", "steps_requested", "seed", "n", "output_format"}),
         state=job.state,

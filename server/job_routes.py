@@ -30,7 +30,7 @@ def job_routes(orders: Orders, store: JobStore, feeder: Feeder) -> APIRouter:
     """The routes of jobs."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
     _ordering(router, orders, store)
-    _reading(router, store, feeder)
+    _reading(router, orders, store, feeder)
     return router
 
 
@@ -57,7 +57,7 @@ def _ordering(router: APIRouter, orders: Orders, store: JobStore) -> None:
         return await show(job, store)
 
 
-def _reading(router: APIRouter, store: JobStore, feeder: Feeder) -> None:
+def _reading(router: APIRouter, orders: Orders, store: JobStore, feeder: Feeder) -> None:
     async def known(job_id: str) -> Job:
         return _known(await store.find(job_id) if JOB_ID.fullmatch(job_id) else None)
 
@@ -71,10 +71,8 @@ def _reading(router: APIRouter, store: JobStore, feeder: Feeder) -> None:
     @router.delete("/{job_id}", summary="Cancel a job", responses=problems(401, 403, 404, 422, 503))
     async def delete(job: Known) -> JobInfo:
         """Cancel the job if it has not ended; its evaluations stop within a second on whichever replica has it."""
-        after = _known(await store.cancel(job.id))
-        if job.state not in ENDED and after.state == "cancelled":
-            metrics.JOBS.labels("cancelled").inc()
-        return await show(after, store)
+        await orders.cancel(job)
+        return await show(_known(await store.find(job.id)), store)
 
     @router.get(
         "/{job_id}/images/{index}",

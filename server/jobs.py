@@ -18,6 +18,7 @@ from diffusion.plans import Plan
 from server.dial import Wish
 from server.failures import FieldRefused
 from server.images import Format
+from server.limits import Charge
 from server.schemas import GenerateRequest, Problem, Timings
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -56,6 +57,13 @@ class Accepted(BaseModel):
     n: int
     """Images."""
     output_format: Format
+    charge: Charge | None = None
+    """Who was charged for it; None where there is no rate limit."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that it takes in all."""
+        return self.n * self.steps
 
 
 class Outcome(BaseModel):
@@ -111,7 +119,7 @@ def fingerprint(body: GenerateRequest) -> str:
     return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
 
 
-def accept(body: GenerateRequest, wish: Wish, edition: str) -> Accepted:
+def accept(body: GenerateRequest, wish: Wish, edition: str, charge: Charge | None = None) -> Accepted:
     """Return the job of a patient request that the dial of this edition understands as this wish, nothing left open."""
     filled = patient(body).model_copy(
         update={
@@ -135,6 +143,7 @@ def accept(body: GenerateRequest, wish: Wish, edition: str) -> Accepted:
         seed=wish.seed,
         n=len(wish.samples),
         output_format=body.output_format,
+        charge=charge,
     )
 
 
@@ -165,8 +174,8 @@ class JobStore(Protocol):
     async def image(self, job_id: str, index: int) -> bytes | None:
         """Return an image file of a job that is done."""
 
-    async def cancel(self, job_id: str) -> Job | None:
-        """End the job if it has not ended, and return it."""
+    async def cancel(self, job_id: str) -> int | None:
+        """End the job if it has not ended; return the evaluations done for it then, None when there was nothing to end."""
 
     def needs(self, model: str) -> bool:
         """Return whether a job that only this server can draw needs the family."""

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 import uuid
+import zlib
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -70,7 +71,9 @@ class RedisJobs:
     async def add(self, accepted: Accepted, key: str | None) -> Job | None:
         """As JobStore says."""
         name = _name(key) if key else ""
-        facts = [accepted.id, accepted.model_dump_json(), self._max_jobs, name, accepted.edition]
+        # one hop of a plan is much like the next: of 512 steps, 3 kB are left of 50
+        packed = zlib.compress(accepted.model_dump_json().encode())
+        facts = [accepted.id, packed, self._max_jobs, name, accepted.edition]
         found = await self._run("ADD", facts)
         return await self.find(found.decode()) if found else None
 
@@ -80,31 +83,34 @@ class RedisJobs:
         return await self.find(found.decode()) if found else None
 
     async def find(self, job_id: str) -> Job | None:
-        """As JobStore says."""
+        """As JobStore says. Raises JobForeign for a job that another version wrote and this one cannot read."""
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.hgetall(JOB + job_id)
             pipe.zrank(scripts.WAITING, job_id)
             fields, position = await self._reach(pipe.execute())
         if b"accepted" not in fields:
             return None
-        return Job(
-            accepted=Accepted.model_validate_json(fields[b"accepted"]),
-            state=fields[b"state"].decode(),
-            attempts=fields.get(b"attempts", 0),
-            evaluations=fields.get(b"evaluations", 0),
-            position=position,
-            ended=fields.get(b"ended"),
-            outcome=Outcome.model_validate_json(fields.get(b"outcome", "{}")),
-        )
+        try:
+            return Job(
+                accepted=Accepted.model_validate_json(zlib.decompress(fields[b"accepted"])),
+                state=fields[b"state"].decode(),
+                attempts=fields.get(b"attempts", 0),
+                evaluations=fields.get(b"evaluations", 0),
+                position=position,
+                ended=fields.get(b"ended"),
+                outcome=Outcome.model_validate_json(fields.get(b"outcome", "{}")),
+            )
+        except (ValidationError, zlib.error) as error:
+            raise JobForeign("another version of this server took the job, and this replica cannot read it") from error
 
     async def image(self, job_id: str, index: int) -> bytes | None:
         """As JobStore says."""
         return await self._reach(self._client.get(f"{JOB}{job_id}:image:{index}"))
 
-    async def cancel(self, job_id: str) -> Job | None:
+    async def cancel(self, job_id: str) -> int | None:
         """As JobStore says."""
-        await self._run("CANCEL", [job_id, time.time(), self._result_ms])
-        return await self.find(job_id)
+        done: int | None = await self._run("CANCEL", [job_id, time.time(), self._result_ms])
+        return done
 
     def needs(self, model: str) -> bool:
         """As JobStore says: every replica can draw every job whose edition it serves."""
@@ -148,7 +154,7 @@ class RedisJobs:
             job = await self.find(job_id)
             if job:
                 GenerateRequest.model_validate(job.accepted.request)
-        except ValidationError:
+        except (JobForeign, ValidationError):
             await self._pass_over(job_id)
             return None
         return job
@@ -219,6 +225,10 @@ class RedisJobs:
 
     def _was_silent(self, now: float) -> bool:
         return now - self._heard > self._lease_seconds / 2
+
+
+class JobForeign(JobsUnavailable):
+    """A job is not written as this version writes jobs: a replica of another version may be able to read it."""
 
 
 class GroupMissing(JobsUnavailable):

@@ -206,11 +206,13 @@ CANCEL = (
     _WORDS
     + """
 -- ARGV: id, now, time to live in ms
+-- answers the evaluations done until now, or nothing when it had ended
 local id = ARGV[1]
-local state, edition, entry = unpack(redis.call('HMGET', job_of(id), 'state', 'edition', 'entry'))
+local state, edition, entry, done = unpack(redis.call('HMGET', job_of(id), 'state', 'edition', 'entry', 'evaluations'))
 if state ~= 'queued' and state ~= 'running' then return end
 conclude(id, ARGV[3], 'state', 'cancelled', 'ended', ARGV[2])
 leave(edition, entry)
+return tonumber(done or 0)
 """
 )
 

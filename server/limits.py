@@ -30,6 +30,14 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """Who paid for evaluations, and by which limit: where what was not drawn is given back."""
+
+    client: str
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True)
 class Allowance:
     """What a client has left."""
 

@@ -1,6 +1,7 @@
 """What the feeder may rely on, whichever store it has: one owner, one answer, the order of acceptance, counted attempts."""
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from diffusion.plans import student_plan
+from diffusion.plans import student_plan, teacher_plan
 from server.failures import JobsUnavailable
 from server.jobs import Accepted, JobStore, Outcome
 from server.jobs_memory import MemoryJobs
@@ -91,7 +92,9 @@ def test_a_job_has_one_answer_and_a_cancelled_one_none(play: Callable[[Play], No
         assert await store.finish("a", "done", Outcome(sizes=(3,)), [b"one"])
         assert not await store.finish("a", "done", Outcome(sizes=(3,)), [b"two"])
         assert await store.image("a", 0) == b"one" and await store.image("a", 1) is None
-        await store.cancel("b")
+        assert await renew(store, b=1) == set()
+        assert await store.cancel("b") == 1
+        assert await store.cancel("b") is None and await store.cancel("x") is None
         assert await renew(store, b=1) == {"b"}
         assert not await store.finish("b", "done", Outcome(sizes=(3,)), [b"one"])
         found = await store.find("b")
@@ -105,7 +108,7 @@ def test_cancelled_jobs_leave_nothing_waiting_and_do_not_count_as_ahead(play: Ca
     async def scene(store: JobStore) -> None:
         for name in "abc":
             await store.add(accepted(name), None)
-        await store.cancel("a")
+        assert await store.cancel("a") == 0
         found = await store.find("c")
         assert found and found.position == 1
         assert [await taken(store) for _ in range(3)] == [("b", 1), ("c", 1), None]
@@ -122,9 +125,13 @@ def test_a_job_that_this_version_cannot_read_is_left_for_another_and_the_next_is
         assert await taken(old) is None  # sets the store up
         for name in "ab":
             await old.add(accepted(name), None)
-        redis_server.client.hset(JOB + "a", "accepted", '{"id": "a"}')
+        written = redis_server.client.hget(JOB + "a", "accepted")
+        for other in (accepted("a").model_dump_json(), zlib.compress(b'{"id": "a"}')):
+            redis_server.client.hset(JOB + "a", "accepted", other)
+            with pytest.raises(JobsUnavailable, match="another version"):
+                await old.find("a")
         assert [await taken(old), await taken(new)] == [("b", 1), None]
-        redis_server.client.hset(JOB + "a", "accepted", accepted("a").model_dump_json())
+        redis_server.client.hset(JOB + "a", "accepted", written)
         async with asyncio.timeout(10 * LEASE):
             while not (found := await taken(new)):
                 await renew(old, b=0)
@@ -274,6 +281,18 @@ def test_asking_for_a_job_costs_redis_no_more_when_many_run(redis_server: RedisS
             await busy.add(accepted(str(number)), None)
             assert await taken(busy) == (str(number), 1)
         assert await commands(idle) == before
+
+    asyncio.run(scene())
+
+
+def test_a_waiting_job_of_512_steps_is_small_and_comes_back_as_it_was(redis_server: RedisServer) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url)
+        largest = accepted("a").model_copy(update={"plan": teacher_plan("teacher", 512), "steps": 512})
+        await store.add(largest, None)
+        found = await store.find("a")
+        assert found and found.accepted == largest
+        assert redis_server.client.memory_usage(JOB + "a") < 5000
 
     asyncio.run(scene())
 

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import json
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -152,6 +154,51 @@ def test_a_repeated_order_is_not_charged_again(open_desk: Opener, monkeypatch: p
     again = order(desk, **key)
     assert again.status_code in (200, 202) and again.json()["id"] == first.json()["id"]
     problem(order(desk), 429)
+
+
+def test_a_job_that_is_cancelled_gives_back_what_was_not_drawn_and_only_once(
+    open_desk: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.limits_redis.PATIENCE_SECONDS", 60.0)
+    desk = open_desk(evaluations_per_minute=0.01, burst_seconds=600_000, max_wave=1)
+    assert left(desk.ask()) == 96
+    desk.device.gate.clear()
+    running, waiting = (order(desk, WISH | {"steps": steps, "seed": steps}) for steps in (32, 64))
+    assert left(waiting) == 0
+    once(desk, running.json()["id"], "running")
+    for _ in range(2):
+        desk.client.delete(f"/jobs/{waiting.json()['id']}")
+    assert left(order(desk, WISH | {"steps": 1})) == 63
+    desk.device.gate.set()
+
+
+def test_one_order_that_comes_to_two_replicas_at_once_is_one_job_and_charged_once(
+    family: Family, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.limits_redis.PATIENCE_SECONDS", 60.0)
+    shared = {"redis_url": redis_server.url, "evaluations_per_minute": 20}
+    with Desk(family, **shared) as one, Desk(family, **shared) as other:
+        both = threading.Barrier(2, timeout=30)
+        found = RedisJobs.named
+
+        async def found_together(store: RedisJobs, key: str) -> Any:
+            job = await found(store, key)
+            await asyncio.to_thread(both.wait)  # neither adds its job before both have looked
+            return job
+
+        monkeypatch.setattr(RedisJobs, "named", found_together)
+        with ThreadPoolExecutor(2) as pool:
+            answers = [*pool.map(lambda desk: order(desk, **{"idempotency-key": "twice"}), (one, other))]
+        assert {answer.status_code for answer in answers} <= {200, 202}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert left(one.ask(WISH | {"steps": 1})) == 15
+
+
+def left(answer: Any) -> int:
+    """The evaluations that the answer says are left of the rate."""
+    found = re.search(r";r=(\d+);", answer.headers["ratelimit"])
+    assert found
+    return int(found[1])
 
 
 def test_a_full_backlog_is_refused_and_what_was_accepted_is_drawn(open_desk: Opener) -> None:
