@@ -15,6 +15,7 @@
 # make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
+# make fuzz    send a server CASES (2000) requests for each operation of docs/openapi.json; any fault or undocumented answer fails (minutes)
 # make clean   remove what the others made
 #
 # All set-up happens by itself, in .venv. Variables:
@@ -80,6 +81,12 @@ dashboards: .venv/.test prometheus
 # several processes shard a training to its end; blocks compiled by torch.compile, which takes a C++ compiler on a CPU
 processes: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_world.py
+
+# thousands of requests made from the OpenAPI document
+CASES ?= 2000
+.PHONY: fuzz
+fuzz: .venv/.test
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -m slow tests/server/test_fuzzing.py
 
 # checkov has an environment of its own: it pins what others need newer
 kubernetes: .venv/.test .venv/checkov redis

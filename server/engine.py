@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -22,7 +22,7 @@ from kernels import Column, hop, last_hop, noise
 from server import metrics
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
-from server.pace import Timing
+from server.pace import DECODER, Timing
 from server.samples import Previewed, Sample, Turn, Underway
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Engine:
     def prepare(self) -> list[Timing]:
         """Load every network, find the exact buckets, warm and time all shapes, and draw the golden samples again.
 
-        Returns what waves of each network and size took, in the exact mode.
+        Returns what waves of each network and size took, in the exact mode, and decoding an image where there are latents.
         Raises FamilyError when the family's files are not what they should be or the images are not as recorded.
         """
         for member in self.family.manifest.members:
@@ -80,7 +80,7 @@ class Engine:
             self._find_exact_buckets(sample)
             for bucket in self._buckets:
                 self._wave([Turn(sample, 0, None)] * bucket, bucket)
-        timings = list(self._time_waves())
+        timings = [*self._time_waves(), *self._time_decoding()]
         self._check_golden()
         self._is_warm = True
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
@@ -174,7 +174,7 @@ class Engine:
         latents, images = z, {}
         if not all(turn.is_last for turn in turns):
             latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))
-        if any(turn.is_last or turn.preview for turn in turns):
+        if any(turn.makes_image for turn in turns):
             images = self._images(turns, z, v, table, v_uncond)
         return [
             images[row]
@@ -189,7 +189,7 @@ class Engine:
         """x_hat as images, by row; latents are decoded where somebody looks at them."""
         if self._autoencoder is None:
             return dict(enumerate(self._to_host(last_hop(z, v, _ending(table), v_uncond=v_uncond))))
-        shown = [row for row, turn in enumerate(turns) if turn.is_last or turn.preview]
+        shown = [row for row, turn in enumerate(turns) if turn.makes_image]
         x_hat = hop(z, v, _ending(table), v_uncond=v_uncond)
         decoded = self._autoencoder.decode(torch.stack([x_hat[row] for row in shown]))
         return dict(zip(shown, self._to_host(decoded), strict=True))
@@ -272,11 +272,14 @@ class Engine:
 
     def _time_wave(self, turns: Sequence[Turn]) -> float:
         """Seconds of a wave: the median of a few."""
-        times = [perf_counter()]
-        for _ in range(REPEATS):
-            self._draw_wave(turns)
-            times.append(perf_counter())
-        return median(after - before for before, after in zip(times, times[1:], strict=False))
+        return _median_seconds(lambda: self._draw_wave(turns))
+
+    def _time_decoding(self) -> Iterator[Timing]:
+        """Time the decoder on one image; several are decoded one after another."""
+        if decoder := self._autoencoder:
+            latent = torch.zeros(1, *self.family.manifest.shape, device=self.device)
+            decoder.decode(latent)  # the first time finds its algorithms
+            yield Timing(DECODER, False, 1, _median_seconds(lambda: decoder.decode(latent).cpu()))
 
     def _find_exact_buckets(self, sample: Sample) -> None:
         """Try which buckets agree, once per architecture: shapes choose the algorithm, not the values of weights."""
@@ -315,6 +318,15 @@ class Engine:
             images[entry] = torch.from_numpy(self.draw([sample])[0])
         self.family.check_golden(images)
         log.info("golden check passed on %d samples", len(images))
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    """Seconds that work takes: the median of a few times."""
+    times = [perf_counter()]
+    for _ in range(REPEATS):
+        work()
+        times.append(perf_counter())
+    return median(after - before for before, after in zip(times, times[1:], strict=False))
 
 
 def _ending(table: Tensor) -> Tensor:

@@ -48,14 +48,18 @@ class Load:
     def __init__(self, tickets: Iterable[Ticket], pace: Pace):
         self._pace = pace
         self._shares: dict[Need, Share] = {}
+        self._images: Counter[str] = Counter()
+        """Samples of each family that are not drawn yet."""
         for ticket in tickets:
+            self._images[ticket.sample.family] += ticket.pending > 0
             for need, evaluations in rest(ticket.sample, ticket.number).items():
                 self._shares.setdefault(need, Share()).add(evaluations, promised=ticket.deadline is not None)
 
     @property
     def backlog_seconds(self) -> float:
         """How long the device will need for it, the waves as full as the present samples can make them."""
-        return sum(
+        decoding = sum(self._pace.decode_seconds(images, family) for family, images in self._images.items())
+        return decoding + sum(
             share.evaluations / self._rows(share.samples) * self._wave_seconds(need, share.samples)
             for need, share in self._shares.items()
         )
@@ -66,6 +70,7 @@ class Load:
         It holds a margin and the longest wave of others that may just have begun.
         """
         own = sum(count * self._wave_seconds(need, self._samples(need)) for need, count in evaluations.items())
+        own += sum(self._decode_seconds(family, self._images[family] or 1) for family in _families(evaluations))
         others = (
             self._wave_seconds(need, share.samples)
             for need, share in self._shares.items()
@@ -96,18 +101,29 @@ class Load:
             together[need].add(evaluations, times=number)
         waves = {need: together[need].waves(self._pace.max_wave, own[need]) for need in own}
         rounds, seconds = sum(waves.values()) + 1, 0.0
+        served: Counter[str] = Counter()
         for need, share in together.items():
             mine, between = waves.get(need, 0), others[need].waves(self._pace.max_wave) if need in others else 0
             if not share.promised or own.keys() == {need}:
                 between = min(between, rounds - mine)
             seconds += (mine + between) * self._wave_seconds(need, share.samples)
-        return seconds
+            served[need.family] += mine + between
+        images = self._images + Counter(dict.fromkeys(_families(own), number + sum(count for _, count in beside)))
+        return seconds + sum(self._decode_seconds(family, images[family], waves) for family, waves in served.items())
 
     def _samples(self, need: Need) -> int:
         return self._shares[need].samples if need in self._shares else 1
+
+    def _decode_seconds(self, family: str, images: int, waves: int = 1) -> float:
+        """Seconds to decode so many images, but no more of them than those waves have rows."""
+        return self._pace.decode_seconds(min(images, waves * self._pace.max_wave), family)
 
     def _rows(self, samples: int) -> int:
         return min(samples, self._pace.max_wave)
 
     def _wave_seconds(self, need: Need, samples: int) -> float:
         return self._pace.wave_seconds(need.member, need.guided, self._rows(samples), need.family)
+
+
+def _families(evaluations: Iterable[Need]) -> set[str]:
+    return {need.family for need in evaluations}

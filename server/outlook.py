@@ -76,4 +76,5 @@ class Outlook:
         rows, guided = min(len(samples), pace.max_wave), first.guidance != 0
         rounds = math.ceil(len(samples) / pace.max_wave)
         visits = first.plan.visits.items()
-        return rounds * sum(n * pace.wave_seconds(member, guided, rows, first.family) for member, n in visits)
+        drawing = rounds * sum(n * pace.wave_seconds(member, guided, rows, first.family) for member, n in visits)
+        return drawing + pace.decode_seconds(len(samples), first.family)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from diffusion.plans import Plan
+from typing import NamedTuple
 
 RECENT = 5
 """Waves whose median says how far the machine is from its curve now: one outlier is outvoted, three in a row are believed."""
@@ -16,13 +13,15 @@ LEARNING = 0.2
 """How far one wave, at most twice or half of what was expected, moves its point of the curve (a power of the ratio)."""
 SHORTEST = 1e-7
 """Seconds below which no wave is believed to be."""
+DECODER = "(decoder)"
+"""What stands for a network's name in the timing of one image being decoded from its latent."""
 
 
 class Timing(NamedTuple):
     """What one wave took."""
 
     network: str
-    """Name of the member."""
+    """Name of the member, or DECODER."""
     guided: bool
     """Whether it was evaluated with and without the condition."""
     rows: int
@@ -78,25 +77,36 @@ class Pace:
         self.max_wave = max_wave
         """Samples in a full wave."""
         self._curves: dict[tuple[str, str, bool], Curve] = {}
+        self._decoding: dict[str, float] = {}
+        """Seconds that an image takes from latent to pixels, of the families that draw latents."""
 
-    def observe(self, network: str, guided: bool, rows: int, seconds: float, family: str = "") -> None:
-        """Take the time of one wave into account."""
+    def observe(
+        self, network: str, guided: bool, rows: int, seconds: float, family: str = "", *, images: int = 0
+    ) -> None:
+        """Take the time of one wave into account, after which so many images were made.
+
+        What decoding them took is not known apart: the surprise is shared out as the whole was expected to be.
+        """
+        if network == DECODER:
+            self._decoding[family] = max(seconds, SHORTEST)
+            return
+        decoding = self.decode_seconds(images, family)
+        if decoding:
+            expected = decoding + self.wave_seconds(network, guided, rows, family)
+            self._decoding[family] *= min(2.0, max(0.5, seconds / expected)) ** LEARNING
+            seconds *= 1 - decoding / expected
         self._curves.setdefault((family, network, guided), Curve()).observe(rows, seconds)
 
     def forget(self, family: str) -> None:
         """Forget a family's networks: others may come under their names."""
         self._curves = {key: curve for key, curve in self._curves.items() if key[0] != family}
+        self._decoding.pop(family, None)
+
+    def decode_seconds(self, images: int, family: str = "") -> float:
+        """Return how long so many images take from latent to pixels, one after another; 0 where there are no latents."""
+        return images * self._decoding.get(family, 0.0)
 
     def wave_seconds(self, network: str, guided: bool, rows: int, family: str = "") -> float:
         """Return how long a wave of so many samples takes; it never falls as rows rise."""
         curve = self._curves.get((family, network, guided))
         return curve(rows) if curve else 0.0
-
-    def plan_seconds(self, plan: Plan, guided: bool, family: str = "") -> float:
-        """Return how long the device takes for one image alone."""
-        return sum(self.wave_seconds(hop.member, guided, 1, family) for hop, _ in plan.evaluations)
-
-    def work_seconds(self, plan: Plan, guided: bool, family: str = "") -> float:
-        """Return what one image costs the device when all its waves are full."""
-        full = self.max_wave
-        return sum(self.wave_seconds(hop.member, guided, full, family) for hop, _ in plan.evaluations) / full

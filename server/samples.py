@@ -70,6 +70,11 @@ class Turn:
         return self.number + 1 == self.sample.evaluations
 
     @property
+    def makes_image(self) -> bool:
+        """Whether x_hat of this turn is wanted as an image."""
+        return self.is_last or self.preview
+
+    @property
     def ends_hop(self) -> bool:
         """Whether a hop is complete after this turn; false for the first evaluation of a heun hop."""
         return self.is_last or not self.sample.plan.evaluations[self.number + 1].corrects

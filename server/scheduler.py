@@ -219,6 +219,9 @@ class Scheduler:
             if tickets:
                 need = tickets[0].need
                 expected = self.pace.wave_seconds(need.member, need.guided, len(tickets), need.family)
+                if self.pace.decode_seconds(1, need.family):
+                    images = sum(ticket.turn.makes_image for ticket in tickets)
+                    expected += self.pace.decode_seconds(images, need.family)
                 return Wave(need, tickets, expected)
         return None
 
@@ -352,7 +355,8 @@ class Scheduler:
 
     def _measure(self, wave: Wave, turns: Sequence[Turn], seconds: float) -> None:
         need = wave.need
-        self.pace.observe(need.member, need.guided, len(turns), seconds, need.family)
+        images = sum(turn.makes_image for turn in turns)
+        self.pace.observe(need.member, need.guided, len(turns), seconds, need.family, images=images)
         metrics.WAVE_SECONDS.labels(need.family, need.member).observe(seconds)
         for steps, samples in Counter(turn.sample.evaluations for turn in turns).items():
             labels = need.family, need.member, str(steps)

@@ -13,7 +13,7 @@ from diffusion.frontier import Measure, Rescue
 from diffusion.plans import Hop, Plan, student_plan
 from server.account import account_headers, account_of
 from server.dial import Wish
-from server.pace import Timing
+from server.pace import DECODER, Timing
 from server.promises import DWELL_SECONDS
 from server.samples import Sample
 from server.schemas import Timings
@@ -68,6 +68,16 @@ def test_auto_without_a_deadline_is_the_fewest_steps_that_are_about_as_good_as_t
     assert slow.estimate(steps="auto", max_steps=3)["steps"] == 2
     assert slow.estimate(max_steps=1)["steps"] == 1  # limits mean auto
     assert slow.estimate(min_steps=5)["steps"] == 256  # the teacher's, within 5 % of 512 steps
+
+
+def test_decoding_counts_where_images_are_drawn_as_latents(family: Family) -> None:
+    desk = SlowDesk(family, 1.0)
+    desk.device.timings += (Timing(DECODER, False, 1, 5.0),)
+    with desk:
+        at_one_step = desk.estimate(n=2)["positions"][0]
+        assert at_one_step["device_seconds"] == pytest.approx(1.2 * (1 + 2 * 5))
+        refusal = problem(desk.ask(PROMPT | {"steps": "auto", "deadline_ms": 3000}), 429)
+        assert refusal["min_feasible_ms"] > 7000
 
 
 def test_auto_with_a_deadline_is_the_best_that_can_be_ready(slow: SlowDesk) -> None:

@@ -1,5 +1,7 @@
 """Thousands of requests made from the OpenAPI document: no answer is a fault, and every one is documented."""
 
+import os
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -9,11 +11,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.server.processes import ROOT, ServerProcess
 
 document = schemathesis.openapi.from_path(ROOT / "docs" / "openapi.json")
+CASES = int(os.environ.get("FUZZ_CASES", "2000"))
+"""Requests for each operation that takes any input."""
 
 
 @pytest.mark.slow
 @document.parametrize()
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_the_answer_is_documented_and_no_fault_of_the_server(
     case: Case, real_server: ServerProcess
 ) -> None:

@@ -11,6 +11,7 @@ from diffusion.family import Family, open_family
 from diffusion.manifest import GoldenSample
 from server.content import edition
 from server.engine import Engine, choose_device
+from server.pace import DECODER
 from server.roster import weights_bytes
 from server.samples import Sample, Turn
 from tests.checkpoints import write_dit, write_pixels, write_stable, write_xl
@@ -34,7 +35,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     family = import_family(Checkpoint(write(folder / "pipeline")), folder / "imported")
     engine = Engine(family, device=choose_device("cpu"), max_wave=4)
-    engine.prepare()
+    decoded = [timing.seconds > 0 for timing in engine.prepare() if timing.network == DECODER]
+    assert decoded == [True] * (family.manifest.autoencoder is not None)
     return family, engine, wish
 
 

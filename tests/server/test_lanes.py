@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffusion.plans import Hop, Plan, student_plan
 from server.lanes import PATIENCE, Lanes
 from server.load import Load
-from server.pace import Pace
+from server.pace import DECODER, Pace
 from server.samples import Sample
 from server.tickets import Drawn, Ticket, rest
 
@@ -149,6 +149,7 @@ def finish(lanes: Lanes, pace: Pace, flying: list[Ticket], awaited: list[Ticket]
     """Serve everybody, nobody comes; return when the last of the awaited is drawn. `flying` are in a wave that began."""
     while True:
         now += pace.wave_seconds(flying[0].need.member, False, len(flying))
+        now += pace.decode_seconds(sum(one.pending == 1 for one in flying))
         for one in flying:
             one.number += 1
             if one.pending:
@@ -161,11 +162,19 @@ def finish(lanes: Lanes, pace: Pace, flying: list[Ticket], awaited: list[Ticket]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(plans, max_size=12), st.lists(plans, min_size=1, max_size=4), st.booleans(), st.integers(1, 4))
+@given(
+    st.lists(plans, max_size=12),
+    st.lists(plans, min_size=1, max_size=4),
+    st.booleans(),
+    st.integers(1, 4),
+    st.sampled_from([None, 0.02]),
+)
 def test_if_nobody_else_comes_it_takes_no_longer_than_predicted(
-    crowd: list[Plan], wanted: list[Plan], is_busy: bool, max_wave: int
+    crowd: list[Plan], wanted: list[Plan], is_busy: bool, max_wave: int, decoding: float | None
 ) -> None:
     pace, lanes = Pace(max_wave), Lanes(max_wave)
+    if decoding:
+        pace.observe(DECODER, False, 1, decoding)
     for member, seconds in (("a", 0.01), ("b", 0.03), ("c", 0.002)):
         pace.observe(member, False, 1, seconds)
         pace.observe(member, False, max_wave, seconds * (1 + max_wave) / 2)
@@ -194,3 +203,7 @@ def test_alone_on_the_device_the_prediction_is_exact() -> None:
     assert Load([], pace).seconds_until_drawn(five) == pytest.approx(0.04)
     crowd = Load([ticket(composed("a"), 0.0) for _ in range(8)], pace)
     assert crowd.backlog_seconds == pytest.approx(0.04)
+    pace.observe(DECODER, False, 1, 0.1)
+    assert Load([], pace).seconds_until_drawn(five) == pytest.approx(0.54)
+    assert crowd.backlog_seconds == pytest.approx(0.84)
+    assert Load([], pace).rest_seconds(five[0]) == pytest.approx(1.2 * 0.11)

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.plans import student_plan, teacher_plan
-from server.pace import RECENT, Pace
+from server.pace import DECODER, RECENT, Pace
 
 observations = st.lists(st.tuples(st.integers(1, 32), st.floats(1e-4, 10.0)), min_size=1, max_size=40)
 
@@ -80,9 +79,17 @@ def test_a_family_that_was_unloaded_is_forgotten_and_no_other() -> None:
     assert pace.wave_seconds("teacher", False, 1, "other") == pytest.approx(0.1)
 
 
-def test_a_plan_takes_its_evaluations_alone_and_its_share_of_full_waves_in_a_crowd() -> None:
+def test_decoding_is_timed_apart_and_learned_from_the_waves_that_end_in_images() -> None:
     pace = pace_of({1: 0.01, 16: 0.08})
-    assert pace.plan_seconds(student_plan("student", 4), False) == pytest.approx(0.04)
-    assert pace.work_seconds(student_plan("student", 4), False) == pytest.approx(0.02)
-    heun = teacher_plan("student", 7, rule="heun")  # four hops, all but the last of two evaluations
-    assert pace.plan_seconds(heun, False) == pytest.approx(0.07)
+    assert pace.decode_seconds(3) == 0.0
+    pace.observe(DECODER, False, 1, 0.02)
+    assert pace.decode_seconds(3) == pytest.approx(0.06)
+    pace.observe("student", False, 1, 0.03, images=1)  # as expected: nothing to learn
+    assert pace.decode_seconds(1) == pytest.approx(0.02)
+    for _ in range(100):
+        pace.observe("student", False, 1, 0.01)  # no images: says nothing about decoding
+        pace.observe("student", False, 1, 0.06, images=1)
+    assert pace.wave_seconds("student", False, 1) + pace.decode_seconds(1) == pytest.approx(0.06, rel=0.2)
+    assert pace.decode_seconds(1, "other") == 0.0
+    pace.forget("")
+    assert pace.decode_seconds(1) == 0.0
