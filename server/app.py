@@ -52,6 +52,7 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         telemetry=tracing.telemetry(),
+        redirect_slashes=False,  # a redirect would name whatever host the request did
         docs_url=None,  # the framework's pages load scripts from elsewhere
         redoc_url=None,
     )

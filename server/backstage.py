@@ -40,6 +40,7 @@ class Backstage:
             title="stepdial, backstage",
             docs_url=None,
             redoc_url=None,
+            redirect_slashes=False,
             dependencies=[Depends(_asked_by_name)] if private else [],
         )
         errors.install(self._app)

@@ -8,10 +8,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import http_problem
 
+TWO_LENGTHS = HTTPException(
+    400, "the body has a Content-Length and a Transfer-Encoding; send one of them", {"Connection": "close"}
+)
+
 
 class BodyLimit:
     """ASGI middleware that answers 413 to bodies of more than `max_bytes`, announced or not, and 408 to slow ones.
 
+    A body of two lengths is a 400: whoever stands in front may have taken the other one (RFC 9112, section 6.1).
     The framework's own limit answers in plain text and goes round all other middleware.
     """
 
@@ -24,7 +29,10 @@ class BodyLimit:
         """Pass the request on with its body counted, or refuse it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return await http_problem(TWO_LENGTHS)(scope, receive, send)
+        announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced[:19]) > self._max_bytes:
             return await http_problem(self._too_large())(scope, receive, send)
         seen, arriving = 0, True

@@ -41,8 +41,9 @@ class RedisJobs:
     """A JobStore in Redis. Its steps are Lua scripts (jobs_scripts.py), so no replica sees half of one.
 
     Leases run by Redis's clock. When Redis itself was away, every lease looks overdue although its holder lives; so after
-    a silence nothing is taken from others for one lease, in which the living renew theirs. For the same reason a replica
-    gives up the jobs of an edition that nobody serves only after it has been in touch for as long as that takes.
+    a silence, which Redis notices by itself, nothing is taken from others for one lease, in which the living renew theirs.
+    For the same reason a replica gives up the jobs of an edition that nobody serves only after it has been in touch for as
+    long as that takes.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RedisJobs:
         self._client = client
         self._max_jobs = max_jobs
         self._result_ms = int(result_seconds * 1000)
-        self._lease_seconds = lease_seconds
+        self._lease_ms = int(lease_seconds * 1000)
         self._orphan_seconds = orphan_seconds
         self._replica = f"replica-{uuid.uuid4().hex}"
         self._held: dict[str, Held] = {}
@@ -118,9 +119,8 @@ class RedisJobs:
 
     async def backlog(self) -> Backlog:
         """As JobStore says."""
-        lease_ms = self._lease_seconds * 1000
         editions = await self._run("BACKLOG", [])
-        orphans = sum(jobs for _, jobs, silent_ms in editions if silent_ms > lease_ms)
+        orphans = sum(jobs for _, jobs, silent_ms in editions if silent_ms > self._lease_ms)
         return Backlog(jobs=sum(jobs for _, jobs, _ in editions), orphans=orphans)
 
     async def end_orphans(self) -> int:
@@ -137,12 +137,9 @@ class RedisJobs:
 
     async def take(self, editions: Collection[str]) -> Job | None:
         """As JobStore says."""
-        now = time.monotonic()
-        patient = self._was_silent(now) or now - self._in_touch_since < self._lease_seconds
-        lease_ms = 0 if patient else int(self._lease_seconds * 1000)
         self._editions.update(editions)
         try:
-            found = await self._run("TAKE", [self._replica, lease_ms, *editions])
+            found = await self._run("TAKE", [self._replica, self._lease_ms, *editions])
         except GroupMissing:
             await self._run("MAKE_GROUPS", [*editions])
             return None
@@ -161,7 +158,7 @@ class RedisJobs:
 
     async def renew(self, evaluations: Mapping[str, int], editions: Collection[str]) -> set[str]:
         """As JobStore says."""
-        facts: list[str | int] = [self._replica, len(editions), *editions]
+        facts: list[str | int] = [self._replica, self._lease_ms, len(editions), *editions]
         places = {job_id: self._held.get(job_id, NOWHERE) for job_id in evaluations}
         for job_id, done in evaluations.items():
             facts += [job_id, *places[job_id], done]
@@ -218,13 +215,10 @@ class RedisJobs:
                 raise GroupMissing("the job store is being set up") from error
             raise JobsUnavailable("the job store cannot be reached") from error
         now = time.monotonic()
-        if self._was_silent(now):
+        if 2000 * (now - self._heard) > self._lease_ms:
             self._in_touch_since = now
         self._heard = now
         return answer
-
-    def _was_silent(self, now: float) -> bool:
-        return now - self._heard > self._lease_seconds / 2
 
 
 class JobForeign(JobsUnavailable):

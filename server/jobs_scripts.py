@@ -3,7 +3,8 @@
 `jobs:EDITION` is a stream with one entry per job of that edition that has not ended; its consumer group knows which replica
 has which entry, for how long it has not been renewed, and how often it was taken. A replica reads the streams of the
 editions it serves and no others. `editions` says when a living replica last served each. `waiting` ranks the queued jobs
-by the order of acceptance. A job is a hash. Everything carries one hash tag, so that a Redis cluster keeps it on one node;
+by the order of acceptance. A job is a hash. `heard` says when a replica last renewed anything, and while `resting` is there
+nothing is taken from those who do not. Everything carries one hash tag, so that a Redis cluster keeps it on one node;
 therefore scripts may build the names of keys, and are given one only to find the node.
 """
 
@@ -25,6 +26,13 @@ local function now()
   local clock = redis.call('TIME')
   return clock[1] + clock[2] / 1e6
 end
+local function rests(lease)
+  -- after a silence, be it Redis's own, every lease looks overdue though its holder lives; one lease on, the living have renewed
+  local last = redis.call('GET', '{PREFIX}heard')
+  if not last or 2000 * (now() - last) > lease then redis.call('SET', '{PREFIX}resting', 1, 'PX', math.ceil(lease)) end
+  redis.call('SET', '{PREFIX}heard', now(), 'PX', {FORGET_MS})
+  return redis.call('EXISTS', '{PREFIX}resting') == 1
+end
 local function attempts_of_mine(edition, entry, consumer)
   local pending = redis.pcall('XPENDING', jobs_of(edition), '{GROUP}', entry, entry, 1)
   local found = pending[1]  -- an error has none: the stream is gone, and whatever it held with it
@@ -43,6 +51,15 @@ local function hand_back(edition, id, entry, attempts, to)
   redis.call('XCLAIM', jobs_of(edition), '{GROUP}', to, 0, entry, 'RETRYCOUNT', attempts, 'JUSTID')
   redis.call('HSET', job_of(id), 'state', 'queued', 'evaluations', 0, 'attempts', attempts)
   redis.call('ZADD', WAITING, redis.call('HGET', job_of(id), 'order'), id)
+end
+local function undo(edition, found)  -- an entry of XPENDING that was taken, as if it never had been
+  local entry = redis.call('XRANGE', jobs_of(edition), found[1], found[1])[1]
+  local id = entry and entry[2][2]
+  if id and redis.call('EXISTS', job_of(id)) == 1 then
+    hand_back(edition, id, found[1], found[4] - 1, '{NOBODY}')
+  else
+    leave(edition, found[1])
+  end
 end
 local function conclude(id, ttl, ...)
   redis.call('HSET', job_of(id), ...)
@@ -79,12 +96,12 @@ return id
 TAKE = (
     _WORDS
     + f"""
--- ARGV: consumer, lease in ms, or 0 to leave alone what others have, editions...
+-- ARGV: consumer, lease in ms, editions...
 -- first what was handed back or whose replica is dead, then what nobody has had, the oldest of all editions; it costs the
 -- same however many jobs run, but for a look every quarter of a lease, by whichever replica comes by, at who is dead
 local function sweep(edition, lease)
   local mark = '{PREFIX}swept:' .. edition
-  if lease == 0 or not redis.call('SET', mark, 1, 'NX', 'PX', math.ceil(lease / 4)) then return end
+  if not redis.call('SET', mark, 1, 'NX', 'PX', math.ceil(lease / 4)) or rests(lease) then return end
   local cursor = '0-0'
   repeat
     local found = redis.call('XAUTOCLAIM', jobs_of(edition), '{GROUP}', '{NOBODY}', lease, cursor, 'COUNT', 100, 'JUSTID')
@@ -134,10 +151,11 @@ end
 RENEW = (
     _WORDS
     + f"""
--- ARGV: consumer, number of editions, editions..., then id, edition, entry and evaluations of each job
+-- ARGV: consumer, lease in ms, number of editions, editions..., then id, edition, entry and evaluations of each job
 -- answers the ids of the jobs that are no longer the consumer's
-local lost, place = {{}}, 3 + ARGV[2]
-for number = 3, place - 1 do redis.call('ZADD', EDITIONS, now(), ARGV[number]) end
+local lease, lost, place = tonumber(ARGV[2]), {{}}, 4 + ARGV[3]
+rests(lease)
+for number = 4, place - 1 do redis.call('ZADD', EDITIONS, now(), ARGV[number]) end
 for number = place, #ARGV, 4 do
   local id, edition, entry, evaluations = unpack(ARGV, number, number + 3)
   if attempts_unless_gone(id, edition, entry, ARGV[1]) then
@@ -146,6 +164,12 @@ for number = place, #ARGV, 4 do
   else
     lost[#lost + 1] = id
   end
+end
+-- what the consumer has and does not name, it does not know of: it was taken for it, and the answer never arrived
+for number = 4, place - 1 do
+  local jobs = jobs_of(ARGV[number])
+  local unknown = redis.pcall('XPENDING', jobs, '{GROUP}', 'IDLE', math.ceil(lease / 2), '-', '+', 10, ARGV[1])
+  for _, found in ipairs(unknown) do undo(ARGV[number], found) end  -- an error has none: nobody has set the stream up
 end
 return lost
 """
@@ -156,8 +180,11 @@ FINISH = (
     + """
 -- ARGV: consumer, id, edition, entry, state, now, outcome, time to live in ms, files...
 local id, edition, entry, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[8]
-if not attempts_unless_gone(id, edition, entry, ARGV[1]) then return 0 end
-conclude(id, ttl, 'state', ARGV[5], 'ended', ARGV[6], 'outcome', ARGV[7])
+if not attempts_unless_gone(id, edition, entry, ARGV[1]) then
+  local by, ended = unpack(redis.call('HMGET', job_of(id), 'by', 'entry'))
+  return by == ARGV[1] and ended == entry and 1 or 0  -- a repeat after a lost answer
+end
+conclude(id, ttl, 'state', ARGV[5], 'ended', ARGV[6], 'outcome', ARGV[7], 'by', ARGV[1])
 for number = 9, #ARGV do redis.call('SET', job_of(id) .. ':image:' .. number - 9, ARGV[number], 'PX', ttl) end
 leave(edition, entry)
 return 1
@@ -184,13 +211,7 @@ for number = 2, #ARGV do
   local jobs = jobs_of(edition)
   if redis.call('EXISTS', jobs) == 1 then
     for _, found in ipairs(redis.call('XPENDING', jobs, '{GROUP}', '-', '+', 100000, ARGV[1])) do
-      local entry = redis.call('XRANGE', jobs, found[1], found[1])[1]
-      local id = entry and entry[2][2]
-      if id and redis.call('EXISTS', job_of(id)) == 1 then
-        hand_back(edition, id, found[1], found[4] - 1, '{NOBODY}')
-      else
-        leave(edition, found[1])
-      end
+      undo(edition, found)
     end
     redis.call('XGROUP', 'DELCONSUMER', jobs, '{GROUP}', ARGV[1])
     for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, '{GROUP}')) do

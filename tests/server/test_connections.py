@@ -96,6 +96,13 @@ def test_what_is_no_http_is_a_problem_too(server: ServerProcess, sent: bytes) ->
         no_http(everything(connection))
 
 
+def test_a_body_of_two_lengths_is_a_400_and_ends_the_connection(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        both = HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(both + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+        no_http(everything(connection))
+
+
 def test_a_body_that_is_no_http_ends_the_connection_without_an_answer_amid_another(server: ServerProcess) -> None:
     with connect(server) as connection:
         connection.sendall(HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked") + b"x\r\n")

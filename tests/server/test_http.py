@@ -89,6 +89,8 @@ def test_an_unknown_model_path_or_method_is_a_problem_too(desk: Desk) -> None:
     problem(desk.client.get("/nowhere"), 404)
     problem(desk.client.get("/page/nowhere.js"), 404)
     problem(desk.client.get("/page/../settings.py"), 404)
+    for path in ("/generate/", "/jobs/"):  # a redirect would go to whatever host was named
+        problem(desk.client.post(path, json=WISH, follow_redirects=False), 404)
     problem(desk.client.get("/generate"), 405)
     refused = desk.client.put("/jobs/job_0")
     assert refused.status_code == 405 and refused.headers["Allow"] == "DELETE, GET"

@@ -368,6 +368,62 @@ def test_after_redis_was_away_nothing_is_taken_from_those_who_live(tmp_path: Pat
         asyncio.run(scene(server))
 
 
+def test_after_redis_stood_still_nothing_is_taken_from_those_who_live_by_what_was_asked_meanwhile(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        holder, other = redis_jobs(redis_server.url), redis_jobs(redis_server.url)
+        await holder.add(accepted("a"), None)
+        assert await taken(holder) == ("a", 1)
+        for _ in range(8):
+            await renew(holder, a=0)
+            assert await taken(other) is None
+            await asyncio.sleep(LEASE / 5)
+        redis_server.freeze()
+        asking = asyncio.create_task(other.take((HERE,)))
+        await asyncio.sleep(2 * LEASE)
+        redis_server.thaw()
+        assert await asking is None and await taken(other) is None
+        assert await renew(holder, a=1) == set()
+        assert await holder.finish("a", "done", Outcome(sizes=(3,)), [b"one"])
+
+    asyncio.run(scene())
+
+
+def test_a_job_that_was_taken_for_a_replica_that_never_heard_of_it_is_queued_again_and_that_was_no_attempt(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url)
+        await store.add(accepted("a"), None)
+        assert await taken(store, THERE) is None
+        await store._run("MAKE_GROUPS", [HERE])
+        assert await store._run("TAKE", [store._replica, 1000 * LEASE, HERE])  # the answer is lost
+        async with asyncio.timeout(20 * LEASE):
+            while not (found := await taken(store)):
+                assert await renew(store) == set()
+                await asyncio.sleep(LEASE / 10)
+        assert found == ("a", 1) and await renew(store, a=1) == set()
+
+    asyncio.run(scene())
+
+
+def test_an_end_that_is_told_twice_since_the_answer_was_lost_counts_once_and_is_not_refused(
+    redis_server: RedisServer,
+) -> None:
+    async def scene() -> None:
+        store = redis_jobs(redis_server.url)
+        await store.add(accepted("a"), None)
+        assert await taken(store) == ("a", 1)
+        place, outcome = store._held["a"], Outcome(sizes=(3,))
+        assert await store.finish("a", "done", outcome, [b"one"])
+        store._held["a"] = place
+        assert await store.finish("a", "done", outcome, [b"one"])
+        assert not await store.finish("a", "done", Outcome(sizes=(5,)), [b"other"])
+
+    asyncio.run(scene())
+
+
 def test_a_redis_that_was_emptied_is_set_up_again(redis_server: RedisServer) -> None:
     async def scene() -> None:
         store = redis_jobs(redis_server.url)
