@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from server import metrics
-from server.contract import problems
+from server.contract import described, problems
 from server.errors import problem_of
+from server.etags import tag_headers, unchanged
 from server.failures import JobImageMissing, JobsUnavailable, JobUnknown
 from server.feeder import Feeder
 from server.job_info import JobInfo, show, tell
@@ -80,14 +81,18 @@ def _reading(router: APIRouter, orders: Orders, store: JobStore, feeder: Feeder)
         response_class=Response,
         responses=IMAGE_RESPONSES,
     )
-    async def image(job: Known, index: int) -> Response:
-        file = await store.image(job.id, index) if job.state == "done" and 0 <= index < job.accepted.n else None
+    async def image(job: Known, index: int, request: Request) -> Response:
+        """Send the file. A job has one result, so its ETag never changes, and If-None-Match spares sending it again."""
+        there, tag = job.state == "done" and 0 <= index < job.accepted.n, f'"{job.id}-{index}"'
+        if there and (same := unchanged(request, tag)):
+            return same
+        file = await store.image(job.id, index) if there else None
         if file is None:
             raise JobImageMissing(
                 f"the job is {job.state}; when it is done it has images 0 to {job.accepted.n - 1}, index is {index}"
             )
         headers = {"X-Seed": str(job.accepted.seed), "X-Steps-Used": str(job.accepted.steps)}
-        return Response(file, headers=headers, media_type=f"image/{job.accepted.output_format}")
+        return Response(file, headers=headers | tag_headers(tag), media_type=f"image/{job.accepted.output_format}")
 
     @router.get(
         "/{job_id}/events",
@@ -141,6 +146,8 @@ IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {
             f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")
         },
+        "headers": described({"ETag": "Names the file", "X-Seed": "The seed", "X-Steps-Used": "Network evaluations"}),
     },
+    304: {"description": "If-None-Match names the file"},
     **problems(401, 403, 404, 422, 503),
 }

@@ -74,6 +74,9 @@ def test_a_job_is_accepted_drawn_and_fetched(open_desk: Opener, family: Family) 
         file = desk.client.get(image["url"])
         assert file.headers["content-type"] == "image/webp" and file.headers["x-seed"] == "7"
         assert np.array_equal(pixels(file.content), picture_of(Sample(family.positions[4], (1, 1, 1), 7, index)))
+        assert desk.client.get(image["url"], headers={"if-none-match": file.headers["etag"]}).status_code == 304
+        other = {"if-none-match": file.headers["etag"].replace(f"-{index}", f"-{1 - index}")}
+        assert desk.client.get(image["url"], headers=other).content == file.content
         assert base64.b64decode(image["b64_json"]) == file.content and image["bytes"] == len(file.content)
 
 
