@@ -15,6 +15,9 @@ from server.command_line import readable, told
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from diffusion.family import Family
     from server.scheduler import Device
 
@@ -71,10 +74,7 @@ def openapi(arguments: Sequence[str]) -> int:
 
 def run(settings: Settings, families: Sequence[Family], make_device: Callable[[Family], Device]) -> int:
     """Serve families that are open, each drawn by the device made for it. Returns the exit status as `serve` does."""
-    import uvicorn
-
     from server.app import create_app
-    from server.connections import options
     from server.ending import DrainingServer, leave_hung_threads
     from server.failures import FamilyConflict, MemoryExceeded
     from server.keys import KeysError
@@ -93,17 +93,8 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
     except OSError as error:
         print(f"stepdial serve: admin_port {settings.admin_port} cannot be had: {error.strerror}", file=sys.stderr)
         return 1
-    config = uvicorn.Config(
-        app,
-        **options(settings),
-        host=settings.host,
-        port=settings.port,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
-        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
-    )
     server = DrainingServer(
-        config,
+        _config(app, settings),
         leave=app.state.leave,
         drain=app.state.drain,
         delay=settings.shutdown_delay_seconds,
@@ -119,3 +110,20 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
     status = 1 if lost or not server.started else 0
     leave_hung_threads(status)
     return status
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """What uvicorn is told for the main port."""
+    import uvicorn
+
+    from server.connections import options
+
+    return uvicorn.Config(
+        app,
+        **options(settings),
+        host=settings.host,
+        port=settings.port,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+    )

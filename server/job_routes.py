@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -31,7 +31,9 @@ def job_routes(orders: Orders, store: JobStore, feeder: Feeder) -> APIRouter:
     """The routes of jobs."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
     _ordering(router, orders, store)
-    _reading(router, orders, store, feeder)
+    known = _known_in(store)
+    _keeping(router, orders, store, known)
+    _fetching(router, store, feeder, known)
     return router
 
 
@@ -58,10 +60,16 @@ def _ordering(router: APIRouter, orders: Orders, store: JobStore) -> None:
         return await show(job, store)
 
 
-def _reading(router: APIRouter, orders: Orders, store: JobStore, feeder: Feeder) -> None:
+def _known_in(store: JobStore) -> Callable[[str], Awaitable[Job]]:
+    """What finds the job of a path. It raises JobUnknown."""
+
     async def known(job_id: str) -> Job:
         return _known(await store.find(job_id) if JOB_ID.fullmatch(job_id) else None)
 
+    return known
+
+
+def _keeping(router: APIRouter, orders: Orders, store: JobStore, known: Callable[[str], Awaitable[Job]]) -> None:
     Known = Annotated[Job, Depends(known)]
 
     @router.get("/{job_id}", summary="How a job is", responses=problems(401, 403, 404, 422, 503))
@@ -74,6 +82,10 @@ def _reading(router: APIRouter, orders: Orders, store: JobStore, feeder: Feeder)
         """Cancel the job if it has not ended; its evaluations stop within a second on whichever replica has it."""
         await orders.cancel(job)
         return await show(_known(await store.find(job.id)), store)
+
+
+def _fetching(router: APIRouter, store: JobStore, feeder: Feeder, known: Callable[[str], Awaitable[Job]]) -> None:
+    Known = Annotated[Job, Depends(known)]
 
     @router.get(
         "/{job_id}/images/{index}",
