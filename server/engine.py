@@ -71,8 +71,19 @@ class Engine:
         """Load every network, find the exact buckets, warm and time all shapes, and draw the golden samples again.
 
         Returns what waves of each network and size took, in the exact mode, and decoding an image where there are latents.
-        Raises FamilyError when the family's files are not what they should be or the images are not as recorded.
+        Raises FamilyError when the family's files are not what they should be or the images are not as recorded, OutOfMemory
+        when the device has no room for it, DeviceLost.
         """
+        try:
+            return self._prepare()
+        except RuntimeError as error:
+            failure = _failure(error)
+        self._networks.clear()
+        self._autoencoder = None
+        self._free_memory(failure)
+        raise failure  # out here, as in `wave`
+
+    def _prepare(self) -> list[Timing]:
         for member in self.family.manifest.members:
             self._networks[member.name] = self.family.network(member.name, self.device)
         self._autoencoder = self.family.autoencoder(self.device)
@@ -103,9 +114,12 @@ class Engine:
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self.device))
             return Underway(partial(self._finish, done, results))
+        self._free_memory(failure)
+        raise failure  # out here, where the failed wave's tensors are no longer held by its traceback
+
+    def _free_memory(self, failure: Exception) -> None:
         if isinstance(failure, OutOfMemory) and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise failure  # out here, where the failed wave's tensors are no longer held by its traceback
 
     def draw(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Return the images of samples of one plan, uint8 (H, W, C), in as many waves as the plan has hops."""

@@ -127,3 +127,15 @@ def test_a_wave_for_which_there_is_no_memory_says_so(family: Family, engine: Eng
     assert refusal.value.__cause__ is None and refusal.value.__context__ is None  # the failed wave's tensors are free
     monkeypatch.setattr("server.engine.last_hop", last_hop)
     assert engine.draw([turn.sample])[0].shape == (8, 8, 3)
+
+
+def test_a_family_for_which_there_is_no_memory_says_so_and_leaves_nothing_behind(
+    family: Family, monkeypatch: Any
+) -> None:
+    engine = Engine(family, device=choose_device("cpu"), max_wave=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("server.engine.hop", lambda *_, **__: torch.empty(2**60))
+        with pytest.raises(OutOfMemory):
+            engine.prepare()
+    assert not engine._networks
+    assert engine.prepare()

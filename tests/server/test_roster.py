@@ -14,9 +14,10 @@ import pytest
 
 from diffusion.family import Family, open_family
 from server.commands import serve
+from server.failures import OutOfMemory
 from server.keys import add_key
 from server.roster import weights_bytes
-from tests.server.crowd import picture_of
+from tests.server.crowd import FakeDevice, picture_of
 from tests.server.desk import WISH, Desk, blamed, pixels, problem, value
 from tests.server.processes import PATIENCE, serve_real, wait_until
 from tests.server.tiny import LABELS, write_tiny_family
@@ -179,6 +180,18 @@ def test_what_does_not_fit_into_the_memory_allowed_is_not_loaded_and_the_sizes_a
         assert states(desk) == {"words": "ready"}
     with keeper(words, families=root, memory_bytes=budget + 1) as desk:
         assert load(desk, "labels").json()["memory_bytes"] == size
+
+
+def test_a_family_for_which_the_device_has_no_room_is_refused_and_may_be_tried_again(
+    root: Path, words: Family, keeper: Callable[..., Desk]
+) -> None:
+    with keeper(words, families=root) as desk:
+        device = desk.devices["labels"] = FakeDevice()
+        device.preparing = OutOfMemory("at /secret/place")
+        told = problem(load(desk, "labels"), 507)["detail"]
+        assert "no room" in told and "secret" not in told and states(desk) == {"words": "ready"}
+        device.preparing = None
+        assert load(desk, "labels").status_code == 201
 
 
 @pytest.mark.parametrize("folder", ["..", ".", "../roster", "words/../labels", "/etc", "", "a" * 101, "x\0y", 3, None])
