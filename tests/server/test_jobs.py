@@ -276,6 +276,16 @@ def test_the_events_tell_every_lasting_state_and_end_with_the_job(open_desk: Ope
     assert progress == sorted(progress) and progress[-1] == 64
 
 
+def test_the_head_of_events_does_not_wait_for_the_job(open_desk: Opener) -> None:
+    desk = open_desk()
+    desk.device.gate.clear()
+    job = order(desk).json()["id"]
+    head = desk.client.head(f"/jobs/{job}/events")
+    assert head.status_code == 200 and head.headers["content-type"].startswith("text/event-stream")
+    assert head.content == b"" and look(desk, job)["state"] in ("queued", "running")
+    desk.device.gate.set()
+
+
 def test_unknown_jobs_and_images_are_404_and_bad_orders_422(open_desk: Opener) -> None:
     desk = open_desk()
     for path in ("/jobs/job_0", f"/jobs/job_{'0' * 32}", f"/jobs/job_{'0' * 32}/events", "/jobs/x:image:0"):
