@@ -25,6 +25,7 @@ def account_of(wish: Wish, pictures: Sequence[Picture], timings: Timings) -> Acc
 def account_headers(account: Account, pictures: Sequence[Picture]) -> dict[str, str]:
     """Return the account as headers, and whether these pictures were all there already."""
     headers = {
+        "X-Steps-Requested": str(account.steps_requested),
         "X-Steps-Used": str(account.steps_used),
         "X-Student": account.student,
         "X-Degraded": str(account.degraded).lower(),
@@ -39,6 +40,7 @@ def account_headers(account: Account, pictures: Sequence[Picture]) -> dict[str, 
 
 
 ACCOUNT_HEADERS = {
+    "X-Steps-Requested": "The dial position that was asked for, or auto",
     "X-Steps-Used": "Network evaluations that the image took",
     "X-Student": "The networks that drew",
     "X-Degraded": "Whether fewer steps were used than asked for",

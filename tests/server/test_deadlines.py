@@ -89,6 +89,7 @@ def test_auto_with_a_deadline_is_the_best_that_can_be_ready(slow: SlowDesk) -> N
     answer = slow.ask(PROMPT | {"deadline_ms": 3000})
     assert answer.json()["steps_used"] == 2 and answer.json()["deadline_met"] is True
     assert answer.headers["x-steps-used"] == "2" and answer.headers["x-degraded"] == "false"
+    assert answer.headers["x-steps-requested"] == str(answer.json()["steps_requested"])
     assert answer.headers["x-deadline-met"] == "true"
     assert value(slow, "stepdial_deadlines_total", steps="2", result="met") == met + 1
     assert value(slow, "stepdial_requests_total", steps="auto", outcome="ok") >= 1

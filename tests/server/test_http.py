@@ -52,6 +52,7 @@ def test_an_accept_header_gets_the_bytes_and_the_facts_in_headers(desk: Desk, na
     assert answer.headers["content-type"] == f"image/{name}"
     assert Image.open(io.BytesIO(answer.content)).format == name.upper()
     assert answer.headers["x-steps-used"] == "4" and answer.headers["x-seed"] == "7"
+    assert answer.headers["x-steps-requested"] == "4" and answer.headers["x-degraded"] == "false"
     for stage in ("queue", "device", "encode", "total"):
         assert f"{stage};dur=" in answer.headers["server-timing"]
     assert desk.ask(WISH | {"response_format": "file", "output_format": name}).content[:3] == answer.content[:3]
