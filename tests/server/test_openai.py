@@ -124,7 +124,7 @@ def test_their_client_comes_back_after_a_503_when_the_server_said_so(family: Fam
     with (
         serve_names(family.folder, ["--max-evaluations", "256"]) as names,
         client_of(names, max_retries=0) as impatient,
-        client_of(names) as patient,
+        client_of(names, max_retries=5) as patient,
     ):
         filling: dict[str, Any] = {"prompt": PROMPT, "n": 2, "extra_body": {"steps": 128}}
         waiting = threading.Thread(target=names.ask, kwargs={"prompt": PROMPT, "steps": 256})
