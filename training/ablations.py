@@ -24,9 +24,10 @@ from training.evaluate import provenance_of
 from training.feed import feed
 from training.members import add_member, is_trained, locked, trained_alike, training_record
 from training.results import read_result
+from training.run import Run
 from training.scores import Scorer
 from training.student import StudentSettings
-from training.trainer import Run, fit
+from training.trainer import fit
 from training.yardstick import Evaluation, Yardstick
 
 RESULTS = Path("benchmarks/ablations")

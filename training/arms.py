@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from diffusion.family import Family
+from training.run import Loss, Run
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run, recorded
-from training.trainer import Loss, Run
 
 
 @dataclass(frozen=True)

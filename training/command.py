@@ -16,10 +16,12 @@ from training.checkpoint import CheckpointError
 from training.datasets import DataError, DataSet
 from training.decoding import Augmentation
 from training.estimate import GPUS, Work, describe
+from training.failures import TrainingError
 from training.opening import open_data
 from training.preset import PresetSource
 from training.relabelled import Relabelled
-from training.trainer import Run, Schedule, TrainingError
+from training.run import Run
+from training.schedule import Schedule
 from training.world import World
 
 W = TypeVar("W", bound=str)

@@ -18,9 +18,10 @@ from training.members import add_member, check_replaceable, is_trained, new_mani
 from training.opening import open_captioned
 from training.preset import network_of, student_settings, teacher_settings
 from training.probe import student_probe, teacher_probe
+from training.run import Run
 from training.student import StudentSettings, check_whole, distillation, new_student_run, new_whole_run, taught_by
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
-from training.trainer import Run, fit
+from training.trainer import fit
 from training.watch import Watch
 from training.world import World
 from training.yardstick import Evaluation

@@ -27,7 +27,8 @@ from diffusion.variance import MeasuredVariance
 from training.datasets import DataSet
 from training.features import JUDGE
 from training.objective import Objective
-from training.trainer import Run, Schedule
+from training.run import Run
+from training.schedule import Schedule
 
 GOLDEN_SEEDS = (11, 12)
 

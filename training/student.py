@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from diffusion.condition import GUIDANCE_PARTS
 from diffusion.family import Family
 from diffusion.manifest import Member, MemberNetwork
+from training.failures import TrainingError
 from training.objective import DISTILLING, Network, Objective, mixed_loss, part_sizes
+from training.run import Loss, Run
+from training.schedule import Schedule
 from training.self_teacher import COMPANION, SelfTeacher
 from training.teacher import hide, in_precision
-from training.trainer import Loss, Run, Schedule, TrainingError
 
 SHORT_ANNEAL = {1: (4, 48), 2: (8, 64), 4: (16, 96), 8: (16, 128), 16: (32, 128)}
 """Teacher steps at the start and at the end of a short run's annealing, by student steps (docs/training.md)."""

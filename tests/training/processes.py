@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from diffusion.family import Family, open_family
 from diffusion.uvit import PRESETS, UViT
 from training.datasets import DataSet, digits
+from training.failures import TrainingError
 from training.feed import feed
+from training.run import Loss, Run
 from training.student import StudentSettings, new_whole_run, whole_loss
 from training.teacher import TeacherSettings, in_precision, teacher_loss
-from training.trainer import Loss, Run, TrainingError
 from training.world import World
 
 ITERATIONS, BATCH, COUNTS = 4, 24, (0, 1, 4)

@@ -19,8 +19,8 @@ from training.features import JUDGE, train_judge
 from training.members import trained_alike
 from training.objective import teacher_steps
 from training.report import ablations_table, training_table
+from training.run import Run
 from training.student import StudentSettings
-from training.trainer import Run
 
 BASE = StudentSettings(iterations=600, batch=16, guidance=1.0)
 

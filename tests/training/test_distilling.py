@@ -17,8 +17,8 @@ from diffusion.manifest import Member
 from tests.server.tiny import write_tiny_family
 from training.composition import combinable
 from training.objective import teacher_steps
+from training.run import Run
 from training.student import StudentSettings
-from training.trainer import Run
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

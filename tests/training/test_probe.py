@@ -15,11 +15,13 @@ from diffusion.plans import student_plan
 from diffusion.sampler import sample
 from diffusion.uvit import UViT
 from training.datasets import FiniteSet
+from training.failures import TrainingError
 from training.objective import Objective, teacher_steps
 from training.probe import DRAWN, PLACES, ROWS, SEED, flat, probe_times, share, student_probe, teacher_probe
+from training.run import Run
 from training.student import StudentSettings, distillation, new_student_run, new_whole_run
 from training.teacher import TeacherSettings, new_teacher_run
-from training.trainer import Run, TrainingError, fit
+from training.trainer import fit
 from training.watch import Watch, check_tracker, read_found
 
 CPU = torch.device("cpu")

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from diffusion.family import Family
 from diffusion.uvit import PRESETS, Level, UViT
 from training.datasets import DataSet, FiniteSet, Pixels
+from training.failures import TrainingError
+from training.run import Run
+from training.schedule import Schedule
 from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
 from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
-from training.trainer import Run, Schedule, TrainingError, fit
+from training.trainer import fit
 
 DROPPING = PRESETS["tiny8"].model_copy(
     update={"slots": (10,), "mid": Level(kind="transformer", channels=128, blocks=2, dropout=0.3)}
@@ -327,7 +330,7 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatc
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("training.trainer.save_file", fail)
+    monkeypatch.setattr("training.run.save_file", fail)
     with pytest.raises(OSError):
         run.save()
     assert run.checkpoint.read_bytes() == before and simple(tmp_path).resume()
