@@ -9,7 +9,8 @@ import torch
 
 from diffusion.family import Family
 from training.run import Loss, Run
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run, recorded
+from training.student import distillation, new_student_run, new_whole_run, recorded
+from training.student_settings import StudentSettings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from kernels import noise
 from training.datasets import DataSet, pixels_to_latents
 from training.objective import Objective, Times, loss_at, teacher_steps
-from training.student import StudentSettings
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings, in_precision
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)

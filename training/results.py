@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffusion.frontier import Provenance
 from training.datasets import DataError
+from training.failures import first_fault
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -17,9 +18,7 @@ def read_result(kind: type[R], file: Path, command: str) -> R:
     try:
         return kind.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{file.name} is not a result of {command}: {where}: {first['msg']}") from None
+        raise DataError(f"{file.name} is not a result of {command}: {first_fault(error)}") from None
 
 
 class Extent(NamedTuple):

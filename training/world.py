@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from training.failures import TrainingError
+
 if TYPE_CHECKING:  # one process alone does not load it
     from accelerate import Accelerator
 
@@ -116,11 +118,11 @@ def sharded_like(value: Tensor, like: Any) -> Tensor:
 
 @cache
 def _accelerator(device: torch.device) -> "Accelerator":
-    """Join the other processes.  Raises SystemExit where Accelerate is not installed."""
+    """Join the other processes.  Raises TrainingError where Accelerate is not installed."""
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ModuleNotFoundError:
-        raise SystemExit(
+        raise TrainingError(
             "several processes train together through Accelerate, which is not installed; pip install -e '.[training]'"
         ) from None
     joined = Accelerator(

@@ -17,7 +17,8 @@ from training.datasets import DataSet, digits
 from training.failures import TrainingError
 from training.feed import feed
 from training.run import Loss, Run
-from training.student import StudentSettings, new_whole_run, whole_loss
+from training.student import new_whole_run, whole_loss
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings, in_precision, teacher_loss
 from training.world import World
 

@@ -10,9 +10,10 @@ import torch
 import stepdial
 from diffusion.family import open_family
 from diffusion.uvit import PRESETS, UViT
-from training.making import Distill, Train
+from training.distilling import Distill
+from training.making import Train
 from training.preset import FOLDER, METHODS, names, network_of, student_settings, teacher_settings
-from training.student import StudentSettings
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings
 
 PARAMETERS = {  # what the paper prints, and ours

@@ -19,7 +19,8 @@ from training.failures import TrainingError
 from training.objective import Objective, teacher_steps
 from training.probe import DRAWN, PLACES, ROWS, SEED, flat, probe_times, share, student_probe, teacher_probe
 from training.run import Run
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run
+from training.student import distillation, new_student_run, new_whole_run
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings, new_teacher_run
 from training.trainer import fit
 from training.watch import Watch, check_tracker, read_found

@@ -21,7 +21,8 @@ from training.datasets import DataSet, FiniteSet, Pixels
 from training.failures import TrainingError
 from training.run import Run
 from training.schedule import Schedule
-from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
+from training.student import new_student_run, new_whole_run, student_loss, whole_loss
+from training.student_settings import MANY, StudentSettings
 from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
 from training.trainer import fit
 
