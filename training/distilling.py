@@ -1,5 +1,6 @@
 """`stepdial distill`: what makes students."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator
 from diffusion import provenance
 from diffusion.family import Family, open_family
 from diffusion.manifest import MANIFEST
-from diffusion.uvit import PRESETS, UViTConfig
+from diffusion.uvit import PRESETS
 from training.command import Reading, Spreading, data_of, integers
 from training.datasets import DataSet
 from training.estimate import Work
@@ -89,13 +90,13 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         settings = self._settings(family, segments if self.whole else segments[-1])
         teacher = family.manifest.teacher if family else None
         network = teacher.network if teacher else PRESETS[network_of(self.preset or "")]
-        if not isinstance(network, UViTConfig):
-            raise CommandError("--dry-run can tell of this project's own networks only, not of imported ones")
-        if self.whole:
-            network = network.model_copy(update={"segments": segments})
+        told = {"segments": segments if self.whole else (), "guidance": settings.guidance_range}
+        network = network.model_copy(update=told)
         twice = settings.method == "pd"  # the teacher says the target, too
         asks = (2 if settings.guidance or settings.guidance_range else 1) * (1 + twice) * settings.distils
         work = Work(network, settings.batch, settings.iterations, targets=1 - twice, teacher=asks)
+        if family and family.manifest.autoencoder:
+            work = replace(work, autoencoder=family.manifest.autoencoder.network)
         whose = f"the network is that of family {family.name}\n" if family else ""
         return whose + self.estimated(settings, work, 1 if self.whole else len(segments))
 

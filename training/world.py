@@ -89,11 +89,12 @@ class World:
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a network is made of: the modules of the classes that it, or a network in it, names.
+    """Return the blocks that a network is made of: the modules of the classes that it, or the first network in it, names.
 
     The names are in `_no_split_modules`, where diffusers, transformers and Accelerate have them too.
     """
-    names = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    named = (getattr(module, "_no_split_modules", None) for module in network.modules())
+    names = next(filter(None, named), ())
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
