@@ -16,9 +16,9 @@ from training.failures import CommandError
 from training.latents import in_latents
 from training.members import add_member, is_trained, progress_grid, training_record
 from training.preset import network_of, student_settings, teacher_settings
-from training.probe import student_probe
 from training.run import Run
 from training.student import distillation, new_student_run, new_whole_run, taught_by
+from training.student_probe import student_probe
 from training.student_settings import StudentSettings, check_asked, check_whole
 from training.trainer import fit
 from training.watch import Watch
@@ -161,13 +161,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     def _watch(
         self, run: Run, settings: StudentSettings, counts: int | tuple[int, ...], family: Family, data: DataSet
     ) -> Watch:
-        known = (
-            settings.method in ("cd", "ct") and settings.guidance_range is None and family.manifest.autoencoder is None
-        )
-        if self.probes and not (known and taught_by(settings, counts, family).role == "teacher"):
-            print("no probe looks at this run: it knows cd from a teacher and ct, of one guidance, in pixels")
-            known = False
-        probe = student_probe(settings, counts, family, data, run.device) if self.probes and known else None
+        probe = student_probe(settings, counts, family, data, run.device) if self.probes else None
         return Watch(run, probe, times=self.probes, tracker=self.tracker)
 
     def _add(
