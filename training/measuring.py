@@ -10,7 +10,7 @@ from diffusion.family import Family, open_family
 from training.command import Command, choose_device, data_of, integers, words
 from training.composition import students_of
 from training.confirmation import search_dial
-from training.curve import draw_curve, draw_samplers
+from training.curve import draw_curve, draw_samplers, student_curves
 from training.evaluate import SOURCES, evaluate, time_again, ways
 from training.extractors import clip, dinov2, inception
 from training.failures import CommandError
@@ -207,8 +207,8 @@ class Curve(Command):
     samplers: Path | None = None
     """Result file of stepdial evaluate --samplers; by default benchmarks/dial/samplers-NAME.json, if there is one."""
     figure: Literal["dial", "samplers"] = "dial"
-    """dial: students, searched plans and the teacher. samplers: the teacher alone, a panel for each grid of times, as the paper's
-    Figure 5."""
+    """dial: students, searched plans and the teacher. samplers: the teacher by every rule, a panel for each grid of times, as the
+    paper's Figures 3 and 5, and beside it the students that were measured on as many images."""
     out: Path = Path("docs/curve.png")
     """PNG file to write."""
 
@@ -222,7 +222,7 @@ class Curve(Command):
         if self.figure == "dial":
             draw_curve(family, record, self.out)
         elif record:
-            draw_samplers(record, self.out)
+            draw_samplers(record, student_curves(family, record), self.out)
         else:
             raise CommandError(f"{found} does not exist; stepdial evaluate --samplers writes it")
         print(f"wrote {self.out}")

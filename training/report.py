@@ -10,6 +10,7 @@ from diffusion.frontier import Frontier, Measure, Position, Rescue, Source
 from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_ablations
 from training.arms import ARMS, BASELINE, Arm
 from training.composition import students_of, words
+from training.curve import NAMES, Point, student_curves
 from training.datasets import DataError
 from training.metrics import Row, read_metrics
 from training.paper import paper_table
@@ -243,34 +244,40 @@ def samplers_table(family: Family) -> str:
     record, teacher = read_samplers(file), family.manifest.teacher
     if not teacher or teacher.weights.sha256 != record.teacher:
         return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
-    guidances = dict.fromkeys(row.guidance for row in record.rows)
-    return "\n".join([*(_samplers(record, guidance) for guidance in guidances), _samplers_how(record)])
+    guidances, students = dict.fromkeys(row.guidance for row in record.rows), student_curves(family, record)
+    tables = [_samplers(record, guidance, students) for guidance in guidances]
+    return "\n".join([*tables, _samplers_how(record, bool(students))])
 
 
-def _samplers(record: SamplersRecord, guidance: float) -> str:
+def _samplers(record: SamplersRecord, guidance: float, students: dict[str, list[Point]]) -> str:
     cells = {
         (row.grid, row.rule, row.evaluations): _number(row.frechet, len(record.seeds))
         for row in record.rows
         if row.guidance == guidance
     }
     counts = sorted({count for _, rule, count in cells if rule != "heun"})
+    counts = sorted({*counts, *(point.evaluations for points in students.values() for point in points)})
     about = f"Guided, w = {guidance:g}" if guidance else "Unguided"
     rows = [f"| {about}: times | rule | " + " | ".join(map(str, counts)) + " |", "|---|---|" + "---:|" * len(counts)]
     for grid, rule in dict.fromkeys((grid, rule) for grid, rule, _ in cells):
         taken = [2 * ((count + 1) // 2) - 1 if rule == "heun" else count for count in counts]
         numbers = [cells.get((grid, rule, count), "") for count in taken]
         rows.append(f"| {grid} | {rule} | " + " | ".join(numbers) + " |")
+    for source, points in students.items():
+        own = {point.evaluations: _number(point.frechet, len(record.seeds)) for point in points}
+        rows.append(f"| *{NAMES[source]}* | | " + " | ".join(own.get(count, "") for count in counts) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _samplers_how(record: SamplersRecord) -> str:
+def _samplers_how(record: SamplersRecord, students: bool) -> str:
     runs, made = len(record.seeds), record.measured
     spread = "± is the standard deviation over runs. " if runs > 1 else ""
+    beside = "The students are the rows of the dial that were measured alike. " if students else ""
     return (
         f"Fréchet distance (proxy) by network evaluations; heun takes one less where the number is even. "
         f"{record.samples} images in {runs} run(s), to {record.reference}; "
         f"{_number(record.floor, runs)} is that of as many real images. "
-        f"{spread}Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+        f"{beside}{spread}Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
     )
 
 
