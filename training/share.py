@@ -29,7 +29,7 @@ class Share:
         """Raise ValueError for a batch that cannot be shared equally."""
         least = self.of * sum(self.parts)
         if self.batch % least:
-            parts = f", each with its part of {sum(self.parts)}," if sum(self.parts) > 1 else ""
+            parts = f", each with its part of {sum(self.parts)}" if sum(self.parts) > 1 else ""
             raise ValueError(
                 f"--batch {self.batch} cannot be divided equally among {self.of} shares (processes times turns){parts}; "
                 f"{nearest_multiples(self.batch, least)} can"
