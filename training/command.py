@@ -96,7 +96,8 @@ class Spreading(Command):
     compile: bool = False
     """Compile the network's blocks by torch.compile. The first iterations take minutes."""
     dry_run: bool = False
-    """Print all settings, and an estimate of parameters, memory, arithmetic and hours, and end. Nothing is read but the preset."""
+    """Print all settings, and an estimate of parameters, memory, arithmetic and hours, and end. Nothing is read but the preset and
+    the family's description."""
     gpu: Literal[tuple(GPUS)] = "h100"  # type: ignore[valid-type]
     """The GPU of a dry run's hours."""
     gpus: int | None = Field(default=None, ge=1)

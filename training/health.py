@@ -59,7 +59,7 @@ def _training(row: Any, log: list[dict[str, Any]], style: dict[str, Any], said: 
     _name(row[1], "gradient norm before clipping, mean of 50", "iteration")
     row[1].plot([line["iteration"] for line in known], [line["gradient_norm"] for line in known], **style)
     _log(row[1])
-    _name(row[2], "seconds", "iteration")
+    _name(row[2], "seconds spent in training steps", "iteration")
     row[2].plot(iterations, [line["seconds"] for line in log], **style)
 
 
