@@ -198,7 +198,7 @@ paper-table-4: .venv/.test
 	$(PAPER_ABLATE) --arms ddim || exit; done
 
 paper-figure-1: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m training.toy --out docs/figure1.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.toy_figure --out docs/figure1.png
 
 # Figure 3 is the cosine half of Figure 5, without the samplers that appendix A.4 adds
 paper-figure-3 paper-figure-5: .venv/.test

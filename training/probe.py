@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from kernels import noise
 from training.datasets import DataSet
+from training.loss import noised
 from training.teacher import TeacherSettings, in_precision
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,8 +32,7 @@ def teacher_probe(settings: TeacherSettings, data: DataSet, device: torch.device
     schedule = settings.noise_schedule()
     times = (torch.arange(TEACHER_TIMES, dtype=torch.float64) + 0.5) / TEACHER_TIMES
     x, condition, eps = repeated(data, TEACHER_TIMES, device)
-    z_t, logsnr = noised(schedule, times.repeat_interleave(len(x) // TEACHER_TIMES), x, eps)
-    alpha, sigma = (value.view(-1, 1, 1, 1) for value in alpha_sigma_from_logsnr(logsnr))
+    z_t, logsnr, alpha, sigma = noised(schedule, times.repeat_interleave(len(x) // TEACHER_TIMES), x, eps)
 
     @torch.no_grad()
     def look(network: nn.Module, iteration: int) -> dict[str, Any]:
@@ -56,13 +55,6 @@ def repeated(
     x = encode(x) if encode else x
     eps = noise([SEED] * each, range(each), tuple(x.shape[1:]), device=device)
     return tuple(value.repeat(times, *[1] * (value.dim() - 1)) for value in (x, condition, eps))  # type: ignore[return-value]
-
-
-def noised(schedule: CosineSchedule, t: Tensor, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z_t and logsnr_t (B,) in float32."""
-    logsnr = schedule.logsnr(t).to(x)
-    alpha, sigma = (value.view(-1, 1, 1, 1) for value in alpha_sigma_from_logsnr(logsnr))
-    return alpha * x + sigma * eps, logsnr
 
 
 def flat(found: dict[str, Any]) -> dict[str, float]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from diffusion.family import Family
 from diffusion.manifest import Member, MemberNetwork
 from training.failures import TrainingError
-from training.objective import Network, Objective, mixed_loss, part_sizes
+from training.loss import Network, mixed_loss
+from training.objective import Objective, part_sizes
 from training.run import Loss, Run
 from training.self_teacher import COMPANION, SelfTeacher
 from training.student_settings import StudentSettings, check_guidance, check_whole

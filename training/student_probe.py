@@ -9,11 +9,12 @@ from diffusion.family import Family
 from diffusion.manifest import Member
 from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import Network, follow
-from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
+from diffusion.schedule import CosineSchedule
 from kernels import noise
 from training.datasets import DataSet, pixels_to_latents
-from training.objective import Objective, ect_stage, loss_at, teacher_steps
-from training.probe import PLACES, ROWS, SEED, Probe, noised, repeated
+from training.loss import loss_at, noised
+from training.objective import Objective, ect_stage, teacher_steps
+from training.probe import PLACES, ROWS, SEED, Probe, repeated
 from training.student import taught_by
 from training.student_settings import StudentSettings
 from training.teacher import in_precision
@@ -126,8 +127,7 @@ class _Part:
 
     def _x_var(self, times: Times) -> Tensor:
         """Return eta ||x_teacher - x||^2 / d of each pair, the teacher unguided: aDDIM's measured variance."""
-        z_t, logsnr = noised(self.schedule, times.t, self.x, self.eps)
-        alpha, sigma = (value.view(-1, 1, 1, 1) for value in alpha_sigma_from_logsnr(logsnr))
+        z_t, logsnr, alpha, sigma = noised(self.schedule, times.t, self.x, self.eps)
         condition = self.condition
         if self.objective.teacher_told and self.w is not None:
             condition = torch.cat([condition, self.w[:, None]], dim=1)

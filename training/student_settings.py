@@ -50,7 +50,7 @@ class StudentSettings(Schedule):
     """Teacher steps from the start to the end of annealing instead of the recipe's: "64-1280" for every step count,
     "1:4-48,2:8-64" for some."""
     distance: Literal["v_mean_huber", "snr1_x_huber", "v_mean_squared"] | None = None
-    """The distance (training/objective.py); by default the recipe's."""
+    """The distance (training/distance.py); by default the recipe's."""
     huber_epsilon: float | None = Field(default=None, gt=0)
     """Epsilon of the pseudo-Huber distances; by default the recipe's."""
     poolings: int = Field(default=0, ge=0, le=8)

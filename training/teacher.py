@@ -10,7 +10,7 @@ from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT, UViTConfig
 from training.datasets import DataError, DataSet
 from training.draws import uniform
-from training.objective import Network, diffusion_loss
+from training.loss import Network, diffusion_loss
 from training.run import Run
 from training.schedule import Schedule
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import nn
@@ -12,13 +13,16 @@ from training.log import Log
 from training.run import Loss, Run
 from training.signals import interruptible
 
+Draw = Callable[[nn.Module, Path], None]
+"""(network, file): draw a sample grid into the file."""
+
 
 def fit(
     run: Run,
     data: DataSet,
     loss: Loss,
     *,
-    draw: Callable[[nn.Module, Path], None] | None = None,
+    draw: Draw | None = None,
     watch: Callable[[Run, float], None] | None = None,
     workers: int | None = None,
     save_seconds: float = 120,
@@ -39,16 +43,7 @@ def fit(
     data.skipped.keep(run.folder / ("skipped.jsonl" if world.main else f"skipped-{world.rank}.jsonl"))
     every = max(1, schedule.iterations // grids)
     saved = time.monotonic()
-    batches = feed(
-        data,
-        batch=schedule.batch,
-        seed=schedule.seed,
-        iterations=range(run.iteration, schedule.iterations),
-        device=run.device,
-        workers=usual_workers(data) if workers is None else workers,
-        shares=run.shares,
-    )
-    with interruptible() as interrupted, Log(run) as log, batches as following:
+    with interruptible() as interrupted, Log(run) as log, _batches(run, data, workers) as following:
         awaited = Awaited(following)
         while run.iteration < schedule.iterations:
             stop, late = world.any(interrupted(), world.main and time.monotonic() - saved > save_seconds)
@@ -62,15 +57,34 @@ def fit(
             if watch:
                 watch(run, mean)
             if draw and run.iteration % every == 0:
-                with run.averaged() as network:
-                    if world.main:
-                        draw(network, run.folder / f"samples-{run.iteration:07d}.png")
+                _draw(run, draw)
         run.save()
     if data.skipped:
         print(data.skipped)
     if run.iteration < schedule.iterations:
         raise KeyboardInterrupt
     run.collect()
+
+
+def _batches(run: Run, data: DataSet, workers: int | None) -> AbstractContextManager[Iterator[Batch]]:
+    """Lend what is left of a run's batches, of its own shares."""
+    schedule = run.schedule
+    return feed(
+        data,
+        batch=schedule.batch,
+        seed=schedule.seed,
+        iterations=range(run.iteration, schedule.iterations),
+        device=run.device,
+        workers=usual_workers(data) if workers is None else workers,
+        shares=run.shares,
+    )
+
+
+def _draw(run: Run, draw: Draw) -> None:
+    """Draw a sample grid in the first process; all lend their parts of the average."""
+    with run.averaged() as network:
+        if run.world.main:
+            draw(network, run.folder / f"samples-{run.iteration:07d}.png")
 
 
 def _timed_step(run: Run, batches: Iterator[Batch], loss: Loss) -> float:

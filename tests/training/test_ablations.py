@@ -16,9 +16,10 @@ from training.ablations import AblationsRecord, read_ablations
 from training.arms import ARMS, BASELINE, SETS, Arm, chosen, trials
 from training.datasets import DataError
 from training.features import JUDGE, train_judge
+from training.frontier_tables import training_table
 from training.members import trained_alike
 from training.objective import teacher_steps
-from training.report import ablations_table, training_table
+from training.result_tables import ablations_table
 from training.run import Run
 from training.student_settings import StudentSettings
 

@@ -9,7 +9,8 @@ import torch
 
 from diffusion.schedule import CosineSchedule
 from tests.kernels import paper_equations as paper
-from training.objective import Objective, draw_guidance, loss_at, mixed_times
+from training.loss import draw_guidance, loss_at, mixed_times
+from training.objective import Objective
 from training.times import Times
 
 SCHEDULE = CosineSchedule(image_resolution=64, noise_resolution=32, noise_resolution_end=64)

@@ -14,7 +14,7 @@ from diffusion.files import write_tensors
 from training.datasets import FiniteSet
 from training.features import JUDGE, train_judge
 from training.metrics import read_metrics
-from training.report import metrics_table
+from training.result_tables import metrics_table
 
 EVALUATE = ["--samples", 90, "--seeds", 2, "--device", "cpu"]
 

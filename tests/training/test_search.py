@@ -33,8 +33,9 @@ from training.confirmation import SearchRecord
 from training.curve import frontier_curves, sampler_curves
 from training.datasets import DataError, FiniteSet
 from training.features import JUDGE, train_judge
-from training.report import rescues_table, samplers_table, searched_table
+from training.frontier_tables import rescues_table, searched_table
 from training.rescues import endings, useful
+from training.result_tables import samplers_table
 from training.samplers import measure_samplers, read_samplers
 from training.scores import Quality, Scorer, evaluations
 from training.search import SEED, Breadth, Search, breadth

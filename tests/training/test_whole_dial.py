@@ -12,7 +12,7 @@ from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.evaluate import evaluate
 from training.features import JUDGE, train_judge
-from training.report import dial_table
+from training.frontier_tables import dial_table
 from training.yardstick import Evaluation
 
 
