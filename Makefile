@@ -205,11 +205,11 @@ paper-table-4: .venv/.test
 	$(PAPER_ABLATE) --arms ddim || exit; done
 
 paper-figure-1: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m training.toy --out docs/figure1.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.toy_figure --out docs/figure1.png
 
 # Figure 3 is the cosine half of Figure 5, without the samplers that appendix A.4 adds
 paper-figure-3 paper-figure-5: .venv/.test
-	$(STEPDIAL) evaluate --family $(PAPER_FAMILY) --samplers --unguided --sampler-evaluations 4,8,16,32 --samples 320 --seeds 2
+	$(STEPDIAL) evaluate --family $(PAPER_FAMILY) --samplers --unguided --sampler-evaluations 4,8,16,32 --samples 512 --seeds 3
 	$(STEPDIAL) curve --family $(PAPER_FAMILY) --figure samplers --out docs/samplers-$(PAPER_NAME).png
 
 # FID's Inception network, where the extra `evaluation` is installed with a torchvision that fits torch; says why where it cannot be tried

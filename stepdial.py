@@ -99,17 +99,17 @@ def _train(name: str, arguments: list[str]) -> int:
     try:
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            flag = "--" + "-".join(map(str, wrong["loc"])).replace("_", "-")
-            print(f"stepdial {name}: {flag}: {wrong['msg']}, got {wrong['input']!r}", file=sys.stderr)
-        return 2
+        said, status = commands.misgiven(error), 2
     except commands.FAILURES as error:
-        print(f"stepdial {name}: {error}", file=sys.stderr)
-        return 1
+        said, status = [str(error)], 1
     except KeyboardInterrupt:
-        print(f"stepdial {name}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        said, status = ["interrupted; the same command goes on from here"], 130
+    else:
+        return 0
+    lines = "\n".join(f"stepdial {name}: {line}" for line in said)
+    print(lines, file=sys.stderr)
+    commands.tell_launcher(lines)
+    return status
 
 
 if __name__ == "__main__":

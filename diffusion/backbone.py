@@ -26,6 +26,14 @@ Prediction = Literal["epsilon", "sample", "v_prediction"]
 """What a checkpoint's network says, in the library's words: the noise, the image, or v."""
 
 
+BLOCKS: dict[Architecture, tuple[str, ...]] = {
+    "UNet2DModel": ("ResnetBlock2D", "Attention"),
+    "DiTTransformer2DModel": ("BasicTransformerBlock",),
+    "UNet2DConditionModel": ("ResnetBlock2D", "BasicTransformerBlock"),
+}
+"""Classes of the blocks that each architecture is made of, none inside another; the library names them for some, and nested."""
+
+
 class LibraryMissing(Exception):
     """What came from diffusers needs diffusers, which is not installed here."""
 
@@ -48,9 +56,9 @@ class BackboneConfig(BaseModel):
     tokens: tuple[tuple[int, int], ...] = ()
     """(tokens, vocabulary) of each text encoder that a prompt goes through; empty for networks without text."""
     segments: tuple[int, ...] = ()
+    """Segment counts that one network for the whole dial was trained for, as in UViTConfig."""
     guidance: tuple[float, float] | None = None
     """Range of the guidance w that the network is told and was trained for; None for networks that are not told it."""
-    """Segment counts that one network for the whole dial was trained for, as in UViTConfig."""
 
     @model_validator(mode="after")
     def _fits(self) -> "BackboneConfig":
@@ -102,6 +110,7 @@ class Backbone(nn.Module):
         self._levels = config.timesteps.logsnr
         self._counts = tuple(count for count in config.segments if count)
         self._told: Tensor | None = None
+        self._no_split_modules = BLOCKS[config.architecture]
         embeddings = self._time_embeddings()
         width = embeddings[0].linear_2.out_features
         self.segments = nn.Embedding(len(self._counts) + 1, width) if config.segments else None
@@ -119,12 +128,13 @@ class Backbone(nn.Module):
 
     def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict v, float32 or better; arguments and errors as in `UViT`."""
+        self._told = None
         asked = self._asked(z_t, condition)
         if self._levels.device != z_t.device:
             self._levels = self._levels.to(z_t.device)
         timesteps = timesteps_at(logsnr_t, self._levels).float()
+        # what is told stays until the next call: a backward pass that computes blocks again asks for it again
         said = self.network(z_t, timesteps, **asked, return_dict=False)[0]
-        self._told = None
         # of networks that say their variance too, the second half of the channels
         return self._v(said[:, : self.config.channels], z_t, logsnr_t)
 

@@ -23,10 +23,11 @@ from training.datasets import DataSet
 from training.evaluate import provenance_of
 from training.feed import feed
 from training.members import add_member, is_trained, locked, trained_alike, training_record
-from training.results import read_result
+from training.results import Extent, check_overwrite, read_result
+from training.run import Run
 from training.scores import Scorer
-from training.student import StudentSettings
-from training.trainer import Run, fit
+from training.student_settings import StudentSettings
+from training.trainer import fit
 from training.yardstick import Evaluation, Yardstick
 
 RESULTS = Path("benchmarks/ablations")
@@ -79,6 +80,11 @@ class AblationsRecord(_Record):
     """What takes them."""
     studies: tuple[Study, ...] = ()
 
+    @property
+    def extent(self) -> Extent:
+        """What must not be lost; studies of fewer images stand beside those of more."""
+        return Extent(0, 0, {self.teacher, self.reference, self.judge})
+
 
 def read_ablations(file: Path) -> AblationsRecord:
     """Read a result file.  Raises DataError if it is not one."""
@@ -108,7 +114,7 @@ class Laboratory:
 
     @property
     def record(self) -> AblationsRecord:
-        """What is known of this teacher by this yardstick, as the file is now."""
+        """What is known of this teacher by this yardstick, as the file is now.  Raises DataError if it is of others."""
         empty = AblationsRecord(
             family=self.family.name,
             teacher=self.teacher.weights.sha256,
@@ -116,7 +122,8 @@ class Laboratory:
             judge=self.yardstick.description,
         )
         found = read_ablations(self.out) if self.out.exists() else empty
-        return found if found.model_copy(update={"studies": ()}) == empty else empty
+        check_overwrite(self.out, found.extent, empty.extent)
+        return found
 
     @property
     def rows(self) -> tuple[Ablation, ...]:
@@ -132,8 +139,6 @@ class Laboratory:
 
     def announce(self, trials: list[Trial]) -> None:
         """Say how many networks are trained on how many images, and about how long that and measuring them takes."""
-        if self.out.exists() and not self.record.studies:
-            print(f"{self.out.name} was measured of another teacher or by another judge, and will be replaced")
         todo = [trial for trial in trials if self.missing(trial)]
         if not todo:
             print(f"{len(trials)} runs, all measured already")
@@ -260,8 +265,8 @@ def ablate(
 ) -> AblationsRecord:
     """Train and measure what is not measured yet, keeping each result as soon as it is there, and return the record.
 
-    runs: folder for checkpoints.  out: result file; what it holds of another teacher or judge does not compare and is dropped.
-    Raises TrainingError as training does, DataError for a file that is no result, KeyboardInterrupt when a run was
+    runs: folder for checkpoints.  out: result file; one that is of another teacher or judge is refused.
+    Raises TrainingError as training does, DataError for a file that is no result or of others, KeyboardInterrupt when a run was
     interrupted and saved.
     """
     yardstick = Yardstick(family, data, evaluation.device)

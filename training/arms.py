@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from diffusion.family import Family
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run, recorded
-from training.trainer import Loss, Run
+from training.run import Loss, Run
+from training.student import distillation, new_student_run, new_whole_run, recorded
+from training.student_settings import StudentSettings
 
 
 @dataclass(frozen=True)

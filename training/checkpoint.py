@@ -20,6 +20,7 @@ from diffusion.backbone import Architecture, BackboneConfig, LibraryMissing, Pre
 from diffusion.condition import Conditioning, LabelConditioning, NoConditioning
 from diffusion.text import EncoderConfig, TextArchitecture, text_class
 from diffusion.timesteps import BetaSchedule, TimestepTable
+from training.failures import first_fault
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 Weights = dict[str, Tensor]
@@ -108,7 +109,7 @@ class Checkpoint:
                 }
             )
         except ValidationError as error:
-            raise CheckpointError(f"{name}/{CONFIG} does not fit: {error.errors()[0]['msg']}") from None
+            raise CheckpointError(f"{name}/{CONFIG} does not fit: {first_fault(error)}") from None
         return config, weights
 
     def autoencoder(self) -> tuple[AutoencoderConfig, Weights] | None:
@@ -307,7 +308,7 @@ def _table(scheduler: Any, settings: dict[str, Any]) -> TimestepTable:
         else:  # they are rescaled already
             table = TimestepTable(count=len(found), betas=tuple(scheduler.betas.tolist()))
     except ValidationError as error:
-        raise CheckpointError(f"scheduler/{SCHEDULER}: {error.errors()[0]['msg']}") from None
+        raise CheckpointError(f"scheduler/{SCHEDULER}: {first_fault(error)}") from None
     # some schedulers put a little signal into an end without any
     if not torch.allclose(table.alphas_cumprod[:-1], found[:-1], rtol=1e-5, atol=0):
         raise CheckpointError(f"scheduler/{SCHEDULER}: its noise schedule is not what its betas say")

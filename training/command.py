@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -16,14 +18,17 @@ from training.checkpoint import CheckpointError
 from training.datasets import DataError, DataSet
 from training.decoding import Augmentation
 from training.estimate import GPUS, Work, describe
-from training.opening import open_data
+from training.failures import CommandError, TrainingError
+from training.opening import NotAugmented, open_data
 from training.preset import PresetSource
 from training.relabelled import Relabelled
-from training.trainer import Run, Schedule, TrainingError
+from training.run import Run
+from training.schedule import Schedule
+from training.share import nearest_multiples
 from training.world import World
 
 W = TypeVar("W", bound=str)
-FAILURES = (FamilyError, CheckpointError, DataError, TrainingError)
+FAILURES = (FamilyError, CheckpointError, DataError, TrainingError, CommandError)
 """What stops a command with one sentence instead of a traceback."""
 
 
@@ -91,13 +96,25 @@ class Spreading(Command):
     compile: bool = False
     """Compile the network's blocks by torch.compile. The first iterations take minutes."""
     dry_run: bool = False
-    """Print all settings, and an estimate of parameters, memory, arithmetic and hours, and end. Nothing is read but the preset."""
+    """Print all settings, and an estimate of parameters, memory, arithmetic and hours, and end. Nothing is read but the preset and
+    the family's description."""
     gpu: Literal[tuple(GPUS)] = "h100"  # type: ignore[valid-type]
     """The GPU of a dry run's hours."""
     gpus: int | None = Field(default=None, ge=1)
     """How many of them; by default as many as there are processes."""
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """The fraction of the GPUs' peak in a dry run. The paper's runs had 0.38 to 0.46 of their TPUs'; small networks have less."""
+
+    @contextmanager
+    def naming_preset(self, preset: str | None) -> Iterator[None]:
+        """Say of data that are not augmented, that the preset asks for it where it does."""
+        try:
+            yield
+        except NotAugmented as error:
+            asked = self.settings_of_preset(preset) if preset else {}
+            flip, crop = bool(asked.get("flip")), asked.get("crop", "centre") != "centre"
+            whose = [f"--{flag}" for flag, there in (("flip", flip), ("crop", crop)) if there]
+            raise DataError(f"{error}" + (f": preset {preset} has {' and '.join(whose)}" if whose else "")) from None
 
     @staticmethod
     def settings_of_preset(name: str) -> dict[str, Any]:
@@ -115,11 +132,15 @@ class Spreading(Command):
         """Return in how many turns a process takes its part of a batch.  Raises TrainingError where it does not divide."""
         mine, left = divmod(batch, processes)
         if left:
-            raise TrainingError(f"a batch of {batch} cannot be divided equally among {processes} processes")
+            raise TrainingError(
+                f"--batch {batch} cannot be divided equally among {processes} processes; {nearest_multiples(batch, processes)} can"
+            )
         if self.micro_batch and mine % self.micro_batch:
+            turns = -(-mine // self.micro_batch)
+            fitting = next(mine // more for more in range(turns, mine + 1) if mine % more == 0)
             raise TrainingError(
                 f"--micro-batch {self.micro_batch} does not divide the {mine} images that each of {processes} process(es) has "
-                f"of a batch of {batch}"
+                f"of a batch of {batch}; the next smaller that does is {fitting}"
             )
         return mine // self.micro_batch if self.micro_batch else 1
 
@@ -155,53 +176,55 @@ class Spreading(Command):
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the torch device of a flag's value.  Exits with a sentence when it is unknown or not there."""
+    """Return the torch device of a flag's value.  Raises CommandError when it is unknown or not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise SystemExit(
+        raise CommandError(
             f"device {name!r} cannot be used here; auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
         ) from None
 
 
 def integers(text: str, flag: str) -> list[int]:
-    """Return the positive integers of "1,2,4", rising, without repeats.  Exits with a sentence for anything else."""
+    """Return the positive integers of "1,2,4", rising, without repeats.  Raises CommandError for anything else."""
     try:
         values = sorted({int(part) for part in text.split(",")})
     except ValueError:
         values = []
     if not values or values[0] < 1 or values[-1] > 1024:
-        raise SystemExit(f"--{flag} must be whole numbers from 1 to 1024 separated by commas, got {text!r}")
+        raise CommandError(f"--{flag} must be whole numbers from 1 to 1024 separated by commas, got {text!r}")
     return values
 
 
 def words(text: str, known: tuple[W, ...], flag: str) -> tuple[W, ...]:
-    """Return those of the known words that "a,b" names.  Exits with a sentence for anything else."""
+    """Return those of the known words that "a,b" names.  Raises CommandError for anything else."""
     asked = {part.strip() for part in text.split(",")}
     if not asked <= set(known):
-        raise SystemExit(f"--{flag} must be of {', '.join(known)}, separated by commas, got {text!r}")
+        raise CommandError(f"--{flag} must be of {', '.join(known)}, separated by commas, got {text!r}")
     return tuple(word for word in known if word in asked)
 
 
 def data_of(family: Family, name: str | None, augmentation: Augmentation | None = None) -> DataSet:
     """Open the data a family was trained on, or the data named; captions are read as the family reads prompts.
 
-    Labels are read as the family's.  Exits with a sentence when the data does not fit the family.
+    Labels are read as the family's.  Raises CommandError when the data does not fit the family.
     """
     manifest = family.manifest
     wanted = name or manifest.members[0].training.data
     try:
         prompts = manifest.conditioning if isinstance(manifest.conditioning, Prompts) else None
         data = open_data(wanted, manifest.resolution, augmentation, prompts)
+    except NotAugmented:
+        raise
     except DataError as error:
-        raise SystemExit(str(error) if name else f"{error}; name it with --data") from None
+        raise CommandError(str(error) if name else f"{error}; name it with --data") from None
     if (data.resolution, data.channels) != (manifest.resolution, manifest.channels):
-        raise SystemExit(f"data {wanted!r} does not have the images of family {family.name!r}")
+        raise CommandError(f"data {wanted!r} does not have the images of family {family.name!r}")
     if data.conditioning == manifest.conditioning:
         return data
     try:
         return Relabelled(data, manifest.conditioning)
     except DataError as error:
-        raise SystemExit(f"{error}; family {family.name!r} cannot be trained on it") from None
+        raise CommandError(f"{error}; family {family.name!r} cannot be trained on it") from None

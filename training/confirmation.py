@@ -11,6 +11,7 @@ from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
 from training.composition import NOISE, Composition, combinable, compose, words
 from training.evaluate import keep, position_of, provenance_of, summary
+from training.results import Extent, check_overwrite, read_result
 from training.scores import Quality, Scorer
 from training.search import EXHAUSTIVE, MEMORY, SEED, Search, breadth, label
 
@@ -75,6 +76,11 @@ class SearchRecord(_Record):
     scores: tuple[Scored, ...]
     """Everything that the search looked at, by rising evaluations, best first."""
 
+    @property
+    def extent(self) -> Extent:
+        """What must not be lost."""
+        return Extent(self.samples, len(self.seeds), {self.reference, self.judge})
+
 
 def search_dial(
     scorer: Scorer,
@@ -91,9 +97,12 @@ def search_dial(
     members: whose students plans are composed of.  samples: images of each plan in the search.  evaluations: how many
     network evaluations of each of them the search may take; its beam is as wide as that and MEMORY allow.  finalists: plans
     of each number of evaluations to confirm.
-    Raises FamilyError for a family whose students cannot be combined.
+    Raises FamilyError for a family whose students cannot be combined, DataError for a file that would lose.
     """
-    family, evaluation = scorer.family, scorer.evaluation
+    family, evaluation, yardstick = scorer.family, scorer.evaluation, scorer.yardstick
+    if out.exists():
+        fresh = Extent(evaluation.samples, len(evaluation.seeds), {yardstick.reference, yardstick.description})
+        check_overwrite(out, read_result(SearchRecord, out, "stepdial evaluate --search").extent, fresh)
     students = tuple(student for student in combinable(family.manifest) if student.member in members)
     latent = 4 * samples * math.prod(family.manifest.shape)
     search = Search(scorer, breadth(students, limit, evaluations=evaluations, held=MEMORY // latent), samples)
@@ -103,7 +112,7 @@ def search_dial(
     again = finalists * sum(range(1, limit + 1)) + sum(s.segments for s in students if s.segments <= limit)
     scorer.announce("confirmation, at most", again * scorer.images, used)
     search.run()
-    floor = scorer.yardstick.floor(evaluation.samples, len(evaluation.seeds))
+    floor = yardstick.floor(evaluation.samples, len(evaluation.seeds))
     record = Confirmation(search, finalists, floor).run()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.parent, out.name, record)

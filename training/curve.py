@@ -23,6 +23,8 @@ LOOKS = {
     "searched": ("#15803d", "D"),
     "teacher": ("#1c1917", "*"),
 }
+BESIDE = {"student": "#1c1917", "whole": "#78716c"}
+"""Colours of students beside the teacher's samplers."""
 GREYS = {"ddim": "o", "addim": "s", "ancestral": "^", "noise_ddim": "v", "heun": "x"}
 RULES: dict[Rule, tuple[str, str]] = {
     "ddim": ("DDIM", "#57534e"),
@@ -100,8 +102,21 @@ def draw_curve(family: Family, samplers: SamplersRecord | None, out: Path) -> No
     figure.savefig(out, dpi=150)
 
 
-def draw_samplers(record: SamplersRecord, out: Path) -> None:
-    """Draw the teacher's distance against evaluations, a panel for each grid and guidance, into a PNG.
+def student_curves(family: Family, record: SamplersRecord) -> dict[str, list[Point]]:
+    """Return the curves of a family's own students, as far as they were measured as the teacher's samplers were.
+
+    That is to the same real images, by the same judge, with as many drawn images: else distances do not compare.
+    """
+    frontier = family.frontier
+    if frontier is None or (frontier.judge, frontier.reference) != (record.judge, record.reference):
+        return {}
+    alike = [row for row in frontier.positions if (row.samples, row.seeds) == (record.samples, record.seeds)]
+    students = tuple(row for row in alike if row.source in ("student", "whole"))
+    return frontier_curves(frontier.model_copy(update={"positions": students}))
+
+
+def draw_samplers(record: SamplersRecord, students: dict[str, list[Point]], out: Path) -> None:
+    """Draw the teacher's distance against evaluations, a panel for each grid and guidance, into a PNG, the students' in all.
 
     Raises DataError if matplotlib is not installed.
     """
@@ -112,13 +127,13 @@ def draw_samplers(record: SamplersRecord, out: Path) -> None:
     panels = figure.subplots(len(guidances), len(grids), sharex=True, sharey=True, squeeze=False)
     for (grid, rule, guidance), points in curves.items():
         name, colour = RULES[rule]
-        panels[guidances.index(guidance)][grids.index(grid)].errorbar(
-            [point.evaluations for point in points], [point.frechet.mean for point in points],
-            yerr=[point.frechet.spread for point in points],
-            label=name, color=colour, marker=GREYS[rule], markersize=5, capsize=2, linewidth=1.4,
-        )  # fmt: skip
+        axes = panels[guidances.index(guidance)][grids.index(grid)]
+        _distances(axes, points, name, color=colour, marker=GREYS[rule], markersize=5, linewidth=1.4)
     for row, guidance in zip(panels, guidances, strict=True):
         for axes, grid in zip(row, grids, strict=True):
+            for source, points in students.items():
+                colour, marker = BESIDE[source], LOOKS[source][1]
+                _distances(axes, points, NAMES[source], color=colour, marker=marker, markersize=6, linewidth=2.6)
             guided = f"guided, w = {guidance:g} (an evaluation runs the network twice)" if guidance else "unguided"
             axes.set_title(f"{TITLES[grid]}; {guided}", fontsize=9)
             low, high = record.floor.mean - record.floor.spread, record.floor.mean + record.floor.spread
@@ -151,11 +166,15 @@ def _scale(axes: Any) -> None:
     axes.grid(alpha=0.3)
 
 
+def _distances(axes: Any, points: list[Point], name: str, **style: Any) -> None:
+    """Draw the distances of a curve, with their spreads."""
+    spreads = [point.frechet.spread for point in points]
+    means = [point.frechet.mean for point in points]
+    axes.errorbar([point.evaluations for point in points], means, yerr=spreads, label=name, capsize=2, **style)
+
+
 def _line(left: Any, right: Any, points: list[Point], name: str, **style: Any) -> None:
-    x = [point.evaluations for point in points]
-    left.errorbar(
-        x, [p.frechet.mean for p in points], yerr=[p.frechet.spread for p in points], label=name, capsize=2, **style
-    )
+    _distances(left, points, name, **style)
     asked = [(point.evaluations, point.agreement) for point in points if point.agreement]
     if asked:
         right.errorbar(

@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.autoencoder import AutoencoderConfig
+from diffusion.backbone import Backbone, BackboneConfig, library_class
+from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.uvit import TransformerBlock, UViT, UViTConfig
 from training.world import blocks
 
 WEIGHT, GRADIENT, MOMENTS, AVERAGE, HALF = 4, 4, 8, 4, 2
 """Bytes of each parameter: float32, AdamW's two moments; a bfloat16 copy of the weights, which the backward pass keeps."""
+
+
+SIZES = 6
+"""Numbers that SDXL is told of sizes and crops."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ GPUS = {
 class Work:
     """A training of one network, as far as its cost goes."""
 
-    network: UViTConfig
+    network: NetworkConfig
     batch: int
     """Images of an iteration, over all processes."""
     iterations: int
@@ -59,6 +66,8 @@ class Work:
     """In how many turns a process takes its part of the batch."""
     shard: bool = False
     checkpointing: bool = False
+    autoencoder: AutoencoderConfig | None = None
+    """What encodes every image first, of networks that see latents."""
 
     @property
     def evaluations(self) -> int:
@@ -84,6 +93,8 @@ class Estimate:
     """Operations of the training."""
     memory: dict[str, int]
     """Bytes in each process, by what they are for."""
+    encoding: int = 0
+    """Operations of encoding one image into a latent, part of `image`."""
 
     def room(self, gpu: Gpu, micro_batch: int) -> int:
         """Return how many images at a time fit into nine tenths of a GPU's memory, from what `micro_batch` of them take."""
@@ -97,28 +108,71 @@ class Estimate:
 
 def estimate(work: Work) -> Estimate:
     """Count what a training takes."""
-    with torch.device("meta"):
-        network = UViT(work.network)
+    network = built(work.network)
     parameters = sum(value.numel() for value in network.parameters())
-    forward = operations(network)
-    image = forward * work.evaluations
+    forward, (encoding, encoder) = operations(network), _encoding(work)
+    image = forward * work.evaluations + encoding
+    memory = _memory(work, network, parameters) | ({"autoencoder": WEIGHT * encoder} if encoder else {})
     return Estimate(
         parameters=parameters,
         forward=forward,
+        encoding=encoding,
         image=image,
         total=image * work.batch * work.iterations,
-        memory=_memory(work, network, parameters),
+        memory=memory,
     )
 
 
-def operations(network: UViT) -> int:
+def built(config: NetworkConfig) -> MemberNetwork:
+    """Return a network on the meta device; one that reads prompts is given encodings of the right shape."""
+    with torch.device("meta"):
+        if isinstance(config, UViTConfig):
+            return UViT(config)
+        network = Backbone(config)
+    network.text = _Encodings(config)  # type: ignore[assignment]
+    return network
+
+
+def operations(network: MemberNetwork) -> int:
     """Return the operations of one evaluation on one image, a multiplication and an addition being two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*_inputs(network.config, 1, "meta"))
     return counter.get_total_flops()
 
 
-def _memory(work: Work, network: UViT, parameters: int) -> dict[str, int]:
+def _encoding(work: Work) -> tuple[int, int]:
+    """Return the operations of encoding one image into a latent, and the autoencoder's parameters."""
+    config = work.autoencoder
+    if config is None:
+        return 0, 0
+    with torch.device("meta"):
+        network = library_class("AutoencoderKL").from_config(dict(config.settings))
+    side, channels = work.network.resolution * config.factor, config.channels[1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.encode(torch.zeros(1, channels, side, side, device="meta"))
+    return counter.get_total_flops(), sum(value.numel() for value in network.parameters())
+
+
+class _Encodings:
+    """In place of text encoders: encodings of prompts as a network expects them, all zeros."""
+
+    def __init__(self, config: BackboneConfig):
+        self._config = config
+
+    def embed(self, condition: Tensor, device: torch.device) -> dict[str, Any]:
+        """Return what `TextEncoder.embed` returns."""
+        settings, count = self._config.settings, len(condition)
+        length, width = self._config.tokens[0][0], int(str(settings["cross_attention_dim"]))
+        asked: dict[str, Any] = {"encoder_hidden_states": torch.zeros(count, length, width, device=device)}
+        if settings.get("addition_embed_type"):
+            whole = int(str(settings["projection_class_embeddings_input_dim"]))
+            pooled = whole - SIZES * int(str(settings["addition_time_embed_dim"]))
+            shapes = {"text_embeds": pooled, "time_ids": SIZES}
+            asked["added_cond_kwargs"] = {name: torch.zeros(count, n, device=device) for name, n in shapes.items()}
+        return asked
+
+
+def _memory(work: Work, network: MemberNetwork, parameters: int) -> dict[str, int]:
     """Return the bytes in each process while the backward pass begins, when they are the most."""
     here = parameters // (work.processes if work.shard else 1)
     fixed, each = kept(work.network, checkpointing=work.checkpointing)
@@ -138,21 +192,22 @@ def _memory(work: Work, network: UViT, parameters: int) -> dict[str, int]:
     return memory
 
 
-def kept(config: UViTConfig, *, checkpointing: bool = False) -> tuple[int, int]:
+def kept(config: NetworkConfig, *, checkpointing: bool = False) -> tuple[int, int]:
     """Return the bytes that a forward pass in bfloat16 keeps for the backward pass: whatever the batch, and of each image."""
     one, two = (_kept(config, batch, checkpointing) for batch in (1, 2))
     return 2 * one - two, two - one
 
 
-def _kept(config: UViTConfig, batch: int, checkpointing: bool) -> int:
-    with torch.device("meta"):
-        network = UViT(config)
-    with FakeTensorMode():
+def _kept(config: NetworkConfig, batch: int, checkpointing: bool) -> int:
+    network = built(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
         for module in network.modules():
             if isinstance(module, TransformerBlock):
                 module.fused_on = ("cpu",)  # keeps what a GPU's kernel does
             for name, value in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(torch.empty(value.shape)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         own = {value.untyped_storage()._cdata for value in network.parameters()}
         inside = {block: _Kept() for block in blocks(network)} if checkpointing else {}
         outside = _Kept()
@@ -186,18 +241,19 @@ def _watch(block: nn.Module, within: _Kept, outside: _Kept) -> None:
     """Have what a block saves noted apart, and of the block only what goes into it noted outside."""
     forward = block.forward
 
-    def watched(*inputs: Tensor) -> Tensor:
-        for value in inputs:
-            outside.keep(value)
+    def watched(*inputs: Any, **named: Any) -> Any:
+        for value in (*inputs, *named.values()):
+            if isinstance(value, Tensor):
+                outside.keep(value)
         with within:
-            return forward(*inputs)
+            return forward(*inputs, **named)
 
     block.forward = watched
 
 
-def _inputs(config: UViTConfig, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(config: NetworkConfig, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return a latent, log SNR and condition to evaluate a network on."""
-    columns = len(config.slots) + bool(config.segments)
+    columns = len(config.slots) + (config.guidance is not None) + bool(config.segments)
     return (
         torch.zeros(batch, config.channels, config.resolution, config.resolution, device=device),
         torch.zeros(batch, device=device),
@@ -214,6 +270,7 @@ def describe(settings: dict[str, Any], work: Work, gpu: Gpu, utilisation: float,
     room = found.room(gpu, work.micro_batch)
     fits = f"--micro-batch {room} is about the most" if room else "it does not fit, whatever the --micro-batch"
     evaluations = f"{work.evaluations} times a forward pass of {found.forward / 1e9:,.3g} GFLOP"
+    evaluations += f" and {found.encoding / 1e9:,.3g} to encode it" if found.encoding else ""
     hours = found.hours(gpu, work.processes, utilisation)
     each = f" each, {runs * hours:,.3g} for all {runs}" if runs > 1 else ""
     return "\n".join(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -106,3 +107,19 @@ def _ignore_signals(_: int) -> None:
     """Leave Ctrl-C and SIGTERM, which often reach the whole group, to the trainer: it ends its readers once it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Awaited:
+    """Batches, and the seconds that were spent waiting for them in all."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.monotonic()
+        batch = next(self._batches)
+        self.seconds += time.monotonic() - began
+        return batch

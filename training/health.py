@@ -59,7 +59,7 @@ def _training(row: Any, log: list[dict[str, Any]], style: dict[str, Any], said: 
     _name(row[1], "gradient norm before clipping, mean of 50", "iteration")
     row[1].plot([line["iteration"] for line in known], [line["gradient_norm"] for line in known], **style)
     _log(row[1])
-    _name(row[2], "seconds", "iteration")
+    _name(row[2], "seconds spent in training steps", "iteration")
     row[2].plot(iterations, [line["seconds"] for line in log], **style)
 
 
@@ -69,9 +69,10 @@ def _annealing(axes: Any, found: dict[int, Any]) -> None:
     if not students:
         axes.set_axis_off()
         return
-    _name(axes, "teacher steps (annealed)", "iteration")
+    tuned = "stage" in next(iter(students.values()))
+    _name(axes, "stage of Easy Consistency Tuning" if tuned else "teacher steps (annealed)", "iteration")
     for at, part in enumerate(students):
-        steps = [found[i][part]["teacher_steps"] for i in sorted(found)]
+        steps = [found[i][part]["stage" if tuned else "teacher_steps"] for i in sorted(found)]
         axes.plot(sorted(found), steps, color=_shade(at, len(students)), label=part)
     axes.legend(fontsize=6, frameon=False)
 
@@ -103,10 +104,12 @@ def _student(row: Any, found: dict[int, Any], known: dict[int, Any], part: str) 
     for at in range(segments):
         _line(row[0], found, known, lambda one, at=at: _mean(one["loss"][at]), _shade(at, segments), f"segment {at}")
     _name(row[1], "probe: loss by place in the segment", "iteration")
-    for at, place in enumerate(PLACES):
-        told = "n_rel = 1" if at == 0 else f"n_rel = {place:.0%}"
+    places = found[iterations[-1]].get("places", PLACES)
+    alike = {at: one for at, one in known.items() if one.get("places", PLACES) == places}
+    for at, place in enumerate(places):
+        told = "n_rel = 1" if place == 0 else f"n_rel = {place:.0%}"
         _line(
-            row[1], found, known, lambda one, at=at: _mean([s[at] for s in one["loss"]]), _shade(at, len(PLACES)), told
+            row[1], found, alike, lambda one, at=at: _mean([s[at] for s in one["loss"]]), _shade(at, len(places)), told
         )
     _name(row[2], "probe: λ (solid), x_var (dotted) over t, first to last", "t")
     for at, i in enumerate(iterations):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.autoencoder import Autoencoder
-from training.trainer import Loss
+from training.run import Loss
 
 
 def in_latents(loss: Loss, autoencoder: Autoencoder | None) -> Loss:

@@ -10,9 +10,10 @@ from diffusion.family import Family, open_family
 from training.command import Command, choose_device, data_of, integers, words
 from training.composition import students_of
 from training.confirmation import search_dial
-from training.curve import draw_curve, draw_samplers
+from training.curve import draw_curve, draw_samplers, student_curves
 from training.evaluate import SOURCES, evaluate, time_again, ways
 from training.extractors import clip, dinov2, inception
+from training.failures import CommandError
 from training.metrics import measure_metrics
 from training.report import write_report
 from training.rescues import measure_rescues
@@ -158,7 +159,7 @@ class Evaluate(Command):
         positions = integers(self.positions, "positions")
         unknown = [steps for steps in positions if steps not in family.positions]
         if unknown:
-            raise SystemExit(
+            raise CommandError(
                 f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
             )
         return positions
@@ -172,7 +173,7 @@ class Evaluate(Command):
             return
         measured = {plan.steps for plan in ways(family, positions, sources) if family.measured(plan)}
         if not measured.issuperset(positions):
-            raise SystemExit(
+            raise CommandError(
                 f"positions {sorted(set(positions) - measured)} are not in the frontier; measure them first"
             )
         time_again(family, positions, evaluation, sources=sources)
@@ -206,8 +207,8 @@ class Curve(Command):
     samplers: Path | None = None
     """Result file of stepdial evaluate --samplers; by default benchmarks/dial/samplers-NAME.json, if there is one."""
     figure: Literal["dial", "samplers"] = "dial"
-    """dial: students, searched plans and the teacher. samplers: the teacher alone, a panel for each grid of times, as the paper's
-    Figure 5."""
+    """dial: students, searched plans and the teacher. samplers: the teacher by every rule, a panel for each grid of times, as the
+    paper's Figures 3 and 5, and beside it the students that were measured on as many images."""
     out: Path = Path("docs/curve.png")
     """PNG file to write."""
 
@@ -216,12 +217,12 @@ class Curve(Command):
         family = open_family(self.family)
         found = self.samplers or Path(f"benchmarks/dial/samplers-{family.name}.json")
         if self.samplers and not found.exists():
-            raise SystemExit(f"--samplers {found} does not exist; stepdial evaluate --samplers writes it")
+            raise CommandError(f"--samplers {found} does not exist; stepdial evaluate --samplers writes it")
         record = read_samplers(found) if found.exists() else None
         if self.figure == "dial":
             draw_curve(family, record, self.out)
         elif record:
-            draw_samplers(record, self.out)
+            draw_samplers(record, student_curves(family, record), self.out)
         else:
-            raise SystemExit(f"{found} does not exist; stepdial evaluate --samplers writes it")
+            raise CommandError(f"{found} does not exist; stepdial evaluate --samplers writes it")
         print(f"wrote {self.out}")

@@ -27,7 +27,8 @@ from diffusion.variance import MeasuredVariance
 from training.datasets import DataSet
 from training.features import JUDGE
 from training.objective import Objective
-from training.trainer import Run, Schedule
+from training.run import Run
+from training.schedule import Schedule
 
 GOLDEN_SEEDS = (11, 12)
 
@@ -104,11 +105,7 @@ def add_member(
     a new teacher replaces the whole family, whose students were distilled from the old one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # what comes from diffusers keeps its precision: where it predicts noise, x_hat has its rounding times 1 / alpha
-    halved = isinstance(run.network, UViT)
-    weights = {key: value.half() if halved else value for key, value in run.ema.items()}
-    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise FamilyError(f"the weights of {name} are not numbers" + (" in half precision" if halved else ""))
+    weights = _weights(run, name)
     assert isinstance(run.network, UViT | Backbone)
     role: Role = "student" if steps else "whole" if run.network.config.segments else "teacher"
     with locked(folder):
@@ -136,6 +133,16 @@ def add_member(
             folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
         )
     return open_family(folder)
+
+
+def _weights(run: Run, name: str) -> dict[str, Tensor]:
+    """Return the run's average as it is written.  Raises FamilyError where it is not made of numbers."""
+    # what comes from diffusers keeps its precision: where it predicts noise, x_hat has its rounding times 1 / alpha
+    halved = isinstance(run.network, UViT)
+    weights = {key: value.half() if halved else value for key, value in run.ema.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise FamilyError(f"the weights of {name} are not numbers" + (" in half precision" if halved else ""))
+    return weights
 
 
 def forget(folder: Path, name: str, old: Family | None) -> None:

@@ -19,7 +19,7 @@ from diffusion.plans import Plan
 from training.datasets import DataError
 from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
-from training.results import read_result
+from training.results import Extent, beside, read_result
 from training.rulers import Metric, Reference, Ruler, judge_of, ruler
 from training.scores import Scorer, View
 from training.yardstick import Evaluation, Yardstick, measure
@@ -61,6 +61,12 @@ class MetricsRecord(_Record):
     """How the rows that were measured last were measured."""
     rows: tuple[Row, ...] = ()
     """By rising steps."""
+
+    @property
+    def extent(self) -> Extent:
+        """What must not be lost."""
+        networks = {f"{one.network_sha256} {one.sha256}" for one in self.references}
+        return Extent(self.samples, len(self.seeds), networks | ({self.clip} if self.clip else set()))
 
 
 def read_metrics(file: Path) -> MetricsRecord:
@@ -106,7 +112,7 @@ def measure_metrics(
     """Measure plans by every network over the evaluation's seeds; the file grows row by row, what fits beside it is kept.
 
     extractors: networks besides the family's judge.  statistics: folder for those of real images.
-    Raises DataError when those there do not fit, or the result file is none, FamilyError without plans.
+    Raises DataError when those there do not fit, or the result file is none or would lose, FamilyError without plans.
     """
     if not plans:
         raise FamilyError("the positions asked for are drawn in none of the ways asked for")
@@ -124,7 +130,8 @@ def measure_metrics(
         measured=provenance_of(evaluation),
         rows=(Row(steps=0, source="real", plan=None, metrics=tuple(one.floor for one in rulers)),),
     )
-    record = _beside(fresh, out)
+    record = beside(fresh, read_metrics(out) if out.exists() else fresh, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     members = sorted({member for plan in plans for member in plan.members})
     scorer.announce("metrics", sum(plan.steps for plan in plans) * evaluation.samples * len(evaluation.seeds), members)
     for plan in plans:
@@ -153,17 +160,6 @@ def _row(scorer: Scorer, rulers: list[Ruler], plan: Plan) -> Row:
         metrics=tuple(one.metric([run[names[one.extractor.name]] for run in runs]) for one in rulers),
         clip_score=measure([float(run["clip"].mean()) for run in runs]) if "clip" in scorer.views else None,
     )
-
-
-def _beside(fresh: MetricsRecord, out: Path) -> MetricsRecord:
-    """Return the record to go on with: with what the file holds, if that was measured alike."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    known = read_metrics(out) if out.exists() else fresh
-    alike = {"measured": fresh.measured, "rows": ()}
-    if known.model_copy(update=alike) != fresh.model_copy(update=alike):
-        print(f"{out.name} was measured of other images or by other networks, and will be replaced")
-        return fresh
-    return fresh.model_copy(update={"rows": (*fresh.rows, *(row for row in known.rows if row.plan))})
 
 
 def summary(row: Row) -> str:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from diffusion.condition import PromptConditioning, Prompts
 from training.datasets import DataError, DataSet, Procedural, digits
 from training.decoding import SUFFIXES, Augmentation
+from training.failures import first_fault
 from training.images import ImageSet, Source
 from training.sources import arrays, table
 from training.sources.folder import Folder, files_below
@@ -24,6 +25,10 @@ KINDS = f"""what can be named: {", ".join(CODED)}; a folder of images ({", ".joi
 of CIFAR-10's batches, of parquet or arrow files, or written by `save_to_disk`; one .tar, .npz, .parquet or .arrow file"""
 
 
+class NotAugmented(DataError):
+    """What is drawn on demand was to be mirrored or cropped; the message says what to give instead."""
+
+
 def open_data(
     name: str,
     resolution: int,
@@ -33,11 +38,13 @@ def open_data(
     """Open "shapes", "scenes", "digits", or real images wherever they lie.
 
     prompts: how captions are read, where there are some.  Raises DataError for anything else, for what cannot be read,
-    and for an augmentation of what is drawn.
+    NotAugmented for an augmentation of what is drawn.
     """
     if name in CODED:
         if augmentation not in (None, Augmentation()):
-            raise DataError(f"{name} are not augmented; leave --flip and --crop out")
+            asked = augmentation or Augmentation()
+            undo = ["--no-flip"] * asked.flip + ["--crop centre"] * (asked.crop != "centre")
+            raise NotAugmented(f"{name} are not augmented; give {' '.join(undo)}")
         return digits() if name == "digits" else Procedural(name, resolution)
     path = Path(name)
     if not path.exists():
@@ -64,9 +71,7 @@ def read_prompts(file: Path) -> PromptConditioning:
     except OSError as error:
         raise DataError(f"prompts {file.name} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"prompts {file.name}: {field}: {first['msg']}") from None
+        raise DataError(f"prompts {file.name}: {first_fault(error)}") from None
 
 
 def _in_file(file: Path, prompts: Prompts | None) -> Source:

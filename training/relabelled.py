@@ -8,6 +8,14 @@ import numpy as np
 from diffusion.condition import ConditionError, Conditioning, LabelConditioning, NoConditioning
 from training.datasets import DataError, DataSet, Pixels
 
+TAKES = {
+    "none": "takes no wishes",
+    "label": "takes a label",
+    "prompt": "takes a prompt",
+    "text": "takes a prompt of any words",
+}
+"""What a family may be asked, by the kind of its conditioning."""
+
 
 class Relabelled(DataSet):
     """A data set in the words of a family it was not made with, such as one that was imported."""
@@ -36,9 +44,7 @@ def _values(data: DataSet, conditioning: Conditioning) -> np.ndarray | None:
     if isinstance(conditioning, NoConditioning):
         return None
     if not isinstance(conditioning, LabelConditioning) or not isinstance(data.conditioning, LabelConditioning):
-        raise DataError(
-            f"data {data.name} is asked for by a {data.conditioning.kind}, the family by a {conditioning.kind}"
-        )
+        raise DataError(f"{data}, and the family {TAKES[conditioning.kind]}")
     try:
         known = [conditioning.encode(label=label)[0] for label in data.conditioning.labels]
     except ConditionError as error:

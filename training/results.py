@@ -1,11 +1,14 @@
 """Result files of the commands that measure."""
 
+from collections.abc import Set
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from diffusion.frontier import Provenance
 from training.datasets import DataError
+from training.failures import first_fault
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -15,6 +18,55 @@ def read_result(kind: type[R], file: Path, command: str) -> R:
     try:
         return kind.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{file.name} is not a result of {command}: {where}: {first['msg']}") from None
+        raise DataError(f"{file.name} is not a result of {command}: {first_fault(error)}") from None
+
+
+class Extent(NamedTuple):
+    """How much is behind a result, and what it is of: what must not be lost when its file is written anew."""
+
+    samples: int
+    """Images of each run."""
+    runs: int
+    of: Set[str]
+    """Hashes or descriptions of the networks, judges and references that it is of."""
+
+
+class Growing(Protocol):
+    """A record that grows row by row, each kept as soon as it is measured."""
+
+    measured: Provenance
+    rows: tuple[Any, ...]
+
+    @property
+    def extent(self) -> Extent:
+        """What must not be lost."""
+
+    def model_copy(self, *, update: dict[str, Any]) -> Self:
+        """Return a copy with other values, as pydantic does."""
+
+
+G = TypeVar("G", bound=Growing)
+
+
+def check_overwrite(file: Path, known: Extent, fresh: Extent) -> None:
+    """Raise DataError where a file that holds `known` would lose by `fresh`: it is of other networks, or of more images."""
+    if not known.of <= fresh.of:
+        why = "is of other networks or real images: another family of this name, one made anew, or more than now asked for"
+    elif known.samples * known.runs > fresh.samples * fresh.runs:
+        why = f"is of {known.samples} images in {known.runs} run(s), more than the {fresh.samples} in {fresh.runs} asked for"
+    else:
+        return
+    raise DataError(f"{file} {why}; name another folder with --results, or remove the file to replace it")
+
+
+def beside(fresh: G, known: G, file: Path) -> G:
+    """Return the record to go on with: with the rows of the file's, `known`, if they were measured alike.
+
+    Raises DataError as check_overwrite does.
+    """
+    check_overwrite(file, known.extent, fresh.extent)
+    alike = {"measured": fresh.measured, "rows": ()}
+    if known.model_copy(update=alike) != fresh.model_copy(update=alike):
+        print(f"{file} is of fewer images or networks, and will be replaced")
+        return fresh
+    return fresh.model_copy(update={"rows": known.rows})

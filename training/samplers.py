@@ -13,7 +13,7 @@ from diffusion.manifest import Member
 from diffusion.plans import Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
 from training.evaluate import provenance_of
-from training.results import read_result
+from training.results import Extent, beside, read_result
 from training.scores import Scorer
 
 Grid = Literal["cosine", "karras"]
@@ -63,6 +63,11 @@ class SamplersRecord(_Record):
     measured: Provenance
     rows: tuple[Sampled, ...]
 
+    @property
+    def extent(self) -> Extent:
+        """What must not be lost."""
+        return Extent(self.samples, len(self.seeds), {self.teacher, self.reference, self.judge})
+
 
 def read_samplers(file: Path) -> SamplersRecord:
     """Read a result file.  Raises DataError if it is not one."""
@@ -90,10 +95,10 @@ def measure_samplers(
     grids: tuple[Grid, ...] = GRIDS,
     guided: bool = True,
 ) -> SamplersRecord:
-    """Measure the teacher unguided, then guided as its positions are; the file grows row by row.
+    """Measure the teacher unguided, then guided as its positions are; the file grows row by row, beside what was measured alike.
 
     guided: whether to do the second half too.
-    Raises FamilyError for a family without a teacher.
+    Raises FamilyError for a family without a teacher, DataError for a file that is no result or would lose.
     """
     manifest, evaluation, yardstick = scorer.family.manifest, scorer.evaluation, scorer.yardstick
     if manifest.teacher is None:
@@ -110,6 +115,7 @@ def measure_samplers(
         measured=provenance_of(evaluation),
         rows=(),
     )
+    record = beside(record, read_samplers(out) if out.exists() else record, out)
     guidances = tuple(dict.fromkeys((0.0, manifest.guidance if guided else 0.0)))
     count = sum(plan.steps for _, plan in plans) * scorer.images * sum(2 if w else 1 for w in guidances)
     scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
@@ -121,6 +127,12 @@ def measure_samplers(
             quality = scorer.quality([plan], guidance=guidance, label=label)[0]
             row = Sampled(rule=rule, grid=grid, evaluations=plan.steps, guidance=guidance, **quality._asdict())
             print(f"{label}: distance {row.frechet.mean:.2f} ± {row.frechet.spread:.2f}")
-            record = record.model_copy(update={"rows": (*record.rows, row)})
+            others = [known for known in record.rows if _place(known) != _place(row)]
+            record = record.model_copy(update={"rows": tuple(sorted([*others, row], key=_place))})
             write_json(out.parent, out.name, record)
     return record
+
+
+def _place(row: Sampled) -> tuple[float, int, int, int]:
+    """Where a row stands: unguided ones first, then by grid, rule and evaluations."""
+    return row.guidance, GRIDS.index(row.grid), get_args(Rule).index(row.rule), row.evaluations

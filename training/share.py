@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 
 
+def nearest_multiples(number: int, of: int) -> str:
+    """Return the multiples on both sides of a number that is none, for people: "32 or 34"; above 0."""
+    below = number // of * of
+    return f"{below} or {below + of}" if below else f"{of}"
+
+
 @dataclass(frozen=True)
 class Share:
     """One of the equal shares of a global batch: what one process computes at a time.
@@ -23,10 +29,10 @@ class Share:
         """Raise ValueError for a batch that cannot be shared equally."""
         least = self.of * sum(self.parts)
         if self.batch % least:
-            parts = f", each with its part of {sum(self.parts)}," if sum(self.parts) > 1 else ""
+            parts = f", each with its part of {sum(self.parts)}" if sum(self.parts) > 1 else ""
             raise ValueError(
-                f"a batch of {self.batch} cannot be divided equally among {self.of} shares (processes times turns){parts} "
-                f"unless {least} divides it"
+                f"--batch {self.batch} cannot be divided equally among {self.of} shares (processes times turns){parts}; "
+                f"{nearest_multiples(self.batch, least)} can"
             )
 
     @property

@@ -12,7 +12,9 @@ from diffusion.frontier import Source
 from diffusion.pictures import grid, save_picture
 from diffusion.plans import Plan
 from training.command import Command, choose_device, integers
+from training.failures import CommandError
 from training.members import draw
+from training.relabelled import TAKES
 
 
 class Sample(Command):
@@ -48,7 +50,7 @@ class Sample(Command):
         family, positions = open_family(self.family), integers(self.steps, "steps")
         for steps in positions:
             if steps not in family.positions:
-                raise SystemExit(
+                raise CommandError(
                     f"steps {steps} is not offered; family {family.name!r} has {', '.join(map(str, family.positions))}"
                 )
         plans = [self._plan(family, steps) for steps in positions]
@@ -63,7 +65,7 @@ class Sample(Command):
                 for plan in plans
             ]
         except ValueError as error:
-            raise SystemExit(str(error)) from None
+            raise CommandError(str(error)) from None
         several = len(positions) > 1
         columns = self.columns or (self.count if several else max(1, round(self.count**0.5)))
         rows, feet = ([], []) if not several or columns != self.count else ([f"{n}" for n in positions], said)
@@ -75,7 +77,7 @@ class Sample(Command):
             return family.positions[steps]
         found = [plan for plan in family.plans(steps) if family.source(plan) == self.source]
         if not found:
-            raise SystemExit(f"steps {steps} is not drawn by {self.source} in family {family.name!r}")
+            raise CommandError(f"steps {steps} is not drawn by {self.source} in family {family.name!r}")
         return found[0]
 
     def _conditions(self, family: Family) -> list[tuple[int, ...]]:
@@ -88,7 +90,7 @@ class Sample(Command):
         try:
             wishes = [conditioning.encode(**{field: wish.strip()}) for wish in asked.split(";") if wish.strip()]
         except ConditionError as error:
-            raise SystemExit(str(error)) from None
+            raise CommandError(str(error)) from None
         return [wishes[index % len(wishes)] for index in range(self.count)] if wishes else []
 
 
@@ -109,7 +111,7 @@ class Families(Command):
             manifest = family.manifest
             size = sum((folder / member.weights.file).stat().st_size for member in manifest.members) / 1e6
             print(
-                f"{family.name}: {manifest.resolution}x{manifest.resolution}, takes a {manifest.conditioning.kind}, {size:.1f} MB"
+                f"{family.name}: {manifest.resolution}x{manifest.resolution}, {TAKES[manifest.conditioning.kind]}, {size:.1f} MB"
             )
             for member in manifest.members:
                 print(

@@ -10,8 +10,9 @@ from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT, UViTConfig
 from training.datasets import DataError, DataSet
 from training.draws import uniform
-from training.objective import Network, diffusion_loss
-from training.trainer import Run, Schedule
+from training.loss import Network, diffusion_loss
+from training.run import Run
+from training.schedule import Schedule
 
 
 class TeacherSettings(Schedule):

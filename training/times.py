@@ -60,6 +60,11 @@ def ect_times(
     sigma_step is 0.  The stage counts from 1; in the first one with q = 2 most targets are the data, as in diffusion.
     """
     t = 1.0 - stratified_uniform(batch, generator)
+    return ect_times_at(t, schedule=schedule, student_steps=student_steps, shrink=shrink, stage=stage)
+
+
+def ect_times_at(t: Tensor, *, schedule: CosineSchedule, student_steps: int, shrink: float, stage: int) -> Times:
+    """Return s and the boundary of these t (B,), float64 in (0, 1], as `ect_times` has them."""
     t_step = ((t * student_steps).ceil() - 1.0).clamp(min=0.0) / student_steps
     sigma_t, sigma_step = (torch.exp(-0.5 * schedule.logsnr(time)) for time in (t, t_step))
     share = (1.0 + ECT_K * torch.sigmoid(-ECT_B * sigma_t)) / shrink**stage

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from training.failures import TrainingError
+from training.log import EVERY
 from training.probe import Probe, flat
-from training.trainer import Run, TrainingError
+from training.run import Run
 
-EVERY = 50
-"""Iterations between two lines of a tracker, as of log.jsonl."""
 LEAST = 10
 """Iterations between two looks of a probe, at least."""
 FOUND = "probe.jsonl"

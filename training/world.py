@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from training.failures import TrainingError
+
 if TYPE_CHECKING:  # one process alone does not load it
     from accelerate import Accelerator
 
@@ -87,11 +89,12 @@ class World:
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a network is made of: the modules of the classes that it, or a network in it, names.
+    """Return the blocks that a network is made of: the modules of the classes that it, or the first network in it, names.
 
     The names are in `_no_split_modules`, where diffusers, transformers and Accelerate have them too.
     """
-    names = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    named = (getattr(module, "_no_split_modules", None) for module in network.modules())
+    names = next(filter(None, named), ())
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
@@ -116,11 +119,11 @@ def sharded_like(value: Tensor, like: Any) -> Tensor:
 
 @cache
 def _accelerator(device: torch.device) -> "Accelerator":
-    """Join the other processes.  Raises SystemExit where Accelerate is not installed."""
+    """Join the other processes.  Raises TrainingError where Accelerate is not installed."""
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ModuleNotFoundError:
-        raise SystemExit(
+        raise TrainingError(
             "several processes train together through Accelerate, which is not installed; pip install -e '.[training]'"
         ) from None
     joined = Accelerator(

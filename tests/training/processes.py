@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from diffusion.family import Family, open_family
 from diffusion.uvit import PRESETS, UViT
 from training.datasets import DataSet, digits
+from training.failures import TrainingError
 from training.feed import feed
-from training.student import StudentSettings, new_whole_run, whole_loss
-from training.teacher import TeacherSettings, in_precision, teacher_loss
-from training.trainer import Loss, Run, TrainingError
+from training.run import Loss, Run
+from training.student import distillation, new_whole_run
+from training.student_settings import StudentSettings
+from training.teacher import TeacherSettings, teacher_loss
 from training.world import World
 
 ITERATIONS, BATCH, COUNTS = 4, 24, (0, 1, 4)
@@ -52,8 +54,7 @@ def whole(folder: Path, family: Family) -> tuple[Run, Loss, tuple[int, ...]]:
         iterations=2 * ITERATIONS, batch=BATCH, warmup=2, lr=1e-3, precision="fp32", guidance=1.0
     )
     run = new_whole_run(settings, COUNTS, family, folder, torch.device("cpu"))
-    asked = in_precision(family.network("teacher"), "fp32")
-    return run, lambda *batch: whole_loss(settings, COUNTS, family, asked, *batch), (1,) * len(COUNTS)
+    return run, distillation(settings, COUNTS, family, torch.device("cpu"), run), (1,) * len(COUNTS)
 
 
 KINDS: dict[str, Callable[..., tuple[Run, Loss, tuple[int, ...]]]] = {"teacher": teacher, "whole": whole}

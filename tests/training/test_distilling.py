@@ -17,8 +17,8 @@ from diffusion.manifest import Member
 from tests.server.tiny import write_tiny_family
 from training.composition import combinable
 from training.objective import teacher_steps
-from training.student import StudentSettings
-from training.trainer import Run
+from training.run import Run
+from training.student_settings import StudentSettings
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -77,6 +77,10 @@ def test_a_student_may_teach_one_of_fewer_steps_its_own_path(
         (["--steps", "2", "--method", "pd", "--taught-by", "student-8"], "are not exactly twice 2"),
         (["--steps", "4", "--method", "ect", "--taught-by", "student-8"], "ect trains on data alone"),
         (["--steps", "4", "--taught-by", "student-8", "--guidance", "2"], "teaches its own guidance: --guidance 1"),
+        (
+            ["--steps", "4", "--taught-by", "student-8", "--teacher-steps", "8-8"],
+            "student-8 teaches with its own 8 steps",
+        ),
         (["--steps", "1,2", "--whole", "--method", "pd"], "halves the steps of one student after another"),
     ):
         assert distil(monkeypatch, folder, *flags) == 1
@@ -145,16 +149,12 @@ def test_students_of_sampled_guidance_record_their_range_and_draw_with_what_is_a
         return file.read_bytes()
 
     assert picture("own.png") == picture("one.png", "--guidance", 1) != picture("two.png", "--guidance", 3)
-    with pytest.raises(SystemExit, match="student-4 was trained for guidance 0 to 3"):
-        picture("none.png", "--guidance", 4)
     capsys.readouterr()
-    for flags, said in (
-        (["--guidance-range", "2,3"], "guidance 1 is outside of guidance_range 2 to 3"),
-        (["--guidance-range", "3,1"], "guidance_range must rise"),
-        (["--guidance-range", "0,3", "--method", "ct"], "data alone, which has no guidance to sample"),
-    ):
-        assert distil(monkeypatch, folder, "--steps", "8", *flags) == 1
-        assert said in capsys.readouterr().err
+    beyond = ["--steps", 4, "--guidance", 4, "--out", tmp_path / "none.png"]
+    assert call(monkeypatch, "sample", "--family", folder, *beyond) == 1
+    assert "stepdial sample: student-4 was trained for guidance 0 to 3" in capsys.readouterr().err
+    assert distil(monkeypatch, folder, "--steps", "8", "--guidance-range", "2,3") == 1
+    assert "--guidance 1 is outside of --guidance-range 2,3" in capsys.readouterr().err
 
 
 def test_the_counts_of_a_whole_dial_have_the_parts_and_the_schedules_that_are_asked_for(
@@ -178,13 +178,67 @@ def test_the_counts_of_a_whole_dial_have_the_parts_and_the_schedules_that_are_as
     assert [one["weight"] for one in learnt] == [2, 1, 3]
     asked = [(one["teacher_steps_start"], one["teacher_steps_end"]) for one in learnt]
     assert asked == [(4, 16), (32, 64), (32, 64)]
-    assert distil(monkeypatch, folder, "--steps", "1,2", "--whole", "--weights", "8:2") == 1
-    assert "weights name the step counts 8, which are not trained" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="--weights is for one network"):
-        distil(monkeypatch, folder, "--steps", "1", "--weights", "1:2")
-    for flag, value in (("--weights", "1:0"), ("--weights", "2"), ("--teacher-steps", "4"), ("--teacher-steps", "a-b")):
-        with pytest.raises((SystemExit, ValueError)):
-            StudentSettings.model_validate({flag[2:].replace("-", "_"): value})
+
+
+REFUSED = [
+    (
+        ["--steps", "1,2", "--whole", "--weights", "8:2"],
+        "names the step counts 8, which are not trained; trained are 1, 2",
+    ),
+    (["--steps", "1", "--weights", "1:2"], "--weights is for one network for the whole dial; give --whole too"),
+    (["--weights", "1:0"], "--weights: must be like 1:2,2:1, got '1:0'"),
+    (["--weights", "2"], "--weights: must be like 1:2,2:1, got '2'"),
+    (["--teacher-steps", "a-b"], "--teacher-steps: must be like 64-1280 or 1:4-48,2:8-64, got 'a-b'"),
+    (
+        ["--teacher-steps", "96-16"],
+        "--teacher-steps: must not fall, as 96-16 does; teacher steps stay or grow over a run, got",
+    ),
+    (
+        ["--steps", "8", "--teacher-steps", "4-16"],
+        "4 are no multiple of the student's 8 steps, so its segments would not end",
+    ),
+    (["--steps", "4", "--teacher-steps", "8-30"], "30 are no multiple of the student's 4 steps"),
+    (["--steps", "4", "--teacher-steps", "8-30"], "28 or 32 would do"),
+    (["--steps", "1,2", "--teacher-steps", "4:8-16"], "--teacher-steps names the step counts 4, which are not trained"),
+    (
+        ["--steps", "2", "--method", "pd", "--teacher-steps", "8-16"],
+        "method pd has two steps of what it halves; leave it out",
+    ),
+    (["--steps", "2", "--method", "ect", "--teacher-steps", "8-16"], "method ect has stages of its own; leave it out"),
+    (
+        ["--steps", "2", "--method", "ct", "--guidance", "1"],
+        "--guidance 1: method ct trains on data alone, which has no guidance",
+    ),
+    (["--steps", "2", "--method", "ect", "--guidance", "1"], "leave it out, or take cd, tract, pd"),
+    (
+        ["--steps", "2", "--method", "ct", "--guidance-range", "0,3"],
+        "ct trains on data alone, which has no guidance to sample",
+    ),
+    (["--steps", "2", "--guidance-range", "3"], "--guidance-range: must be two numbers, like 0,3, got"),
+    (["--steps", "2", "--guidance-range=-1,3"], "--guidance-range: must rise from 0 or more, like 0,3, got"),
+    (["--steps", "2", "--guidance-range", "0,3", "--guidance", "4"], "--guidance 4 is outside of --guidance-range 0,3"),
+    (["--steps", "two"], "--steps must be whole numbers from 1 to 1024 separated by commas, got 'two'"),
+    (["--lr", "fast"], "--lr: Input should be a valid number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_flags_that_training_would_not_heed_are_refused_by_name_with_what_is_allowed(
+    flags: list[str], said: str, digits_family: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert distil(monkeypatch, digits_family.folder, *flags) > 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stepdial distill: ") and said in line
+    assert line.count(", got ") <= 1 and "Value error" not in line
+
+
+def test_a_presets_or_the_familys_guidance_does_not_stop_consistency_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert not distil(monkeypatch, folder, "--steps", "2", "--method", "ct")
+    assert open_family(folder).manifest.member("student-2").guidance == 0.0
 
 
 def test_recipes_of_the_new_methods_keep_the_teachers_path_as_it_is(digits_family: Family):

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from tests.training.photographs import BROKEN, album
 from training.datasets import DataError, DataSet, Pixels
 from training.decoding import Augmentation
+from training.failures import TrainingError
 from training.feed import FeedError, feed, usual_workers
 from training.opening import open_data
+from training.run import Run
+from training.schedule import Schedule
 from training.share import Share
-from training.trainer import Run, Schedule, TrainingError, fit
+from training.trainer import fit
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings(

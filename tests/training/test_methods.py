@@ -12,21 +12,12 @@ from torch import Tensor, nn
 from diffusion.plans import student_plan
 from tests.kernels import paper_equations as paper
 from tests.training.test_objective import EMPTY, SCHEDULE, Recorder, alpha_sigma, coefficients, generator, pictures
-from training.objective import (
-    Objective,
-    Times,
-    consistency_loss,
-    consistency_target,
-    diffusion_loss,
-    distance,
-    ect_stage,
-    loss_at,
-    mean_square,
-    mixed_times,
-    part_sizes,
-)
+from training.distance import distance, mean_square
+from training.loss import consistency_loss, diffusion_loss, loss_at, mixed_times
+from training.objective import Objective, ect_stage, part_sizes
 from training.self_teacher import SelfTeacher
-from training.times import clean_times, ect_times, halved_times
+from training.target import consistency_target
+from training.times import Times, clean_times, ect_times, halved_times
 from training.toy import SCHEDULE as PLAIN
 from training.toy import Mixture, distil, endpoint_error, normal_quantiles, trajectory
 

@@ -11,18 +11,11 @@ from torch import Tensor, nn
 
 from diffusion.schedule import CosineSchedule
 from tests.kernels import paper_equations as paper
+from training.distance import distance
 from training.draws import stratified_uniform
-from training.objective import (
-    Objective,
-    consistency_loss,
-    consistency_target,
-    diffusion_loss,
-    distance,
-    loss_at,
-    mixed_loss,
-    mixed_times,
-    teacher_steps,
-)
+from training.loss import consistency_loss, diffusion_loss, loss_at, mixed_loss, mixed_times
+from training.objective import Objective, teacher_steps
+from training.target import consistency_target
 from training.times import Times, sample_times
 
 SCHEDULE = CosineSchedule(image_resolution=64, noise_resolution=32, noise_resolution_end=64)

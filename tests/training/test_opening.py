@@ -20,7 +20,7 @@ def test_drawn_data_are_opened_by_name():
 
 @pytest.mark.parametrize("name", ["shapes", "scenes", "digits"])
 def test_drawn_data_are_not_augmented(name: str):
-    with pytest.raises(DataError, match=f"{name} are not augmented"):
+    with pytest.raises(DataError, match=f"{name} are not augmented; give --no-flip"):
         open_data(name, 8, Augmentation(flip=True))
 
 

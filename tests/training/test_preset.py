@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 import stepdial
 from diffusion.family import open_family
 from diffusion.uvit import PRESETS, UViT
-from training.making import Distill, Train
+from training.distilling import Distill
+from training.failures import TrainingError
+from training.making import Train
 from training.preset import FOLDER, METHODS, names, network_of, student_settings, teacher_settings
-from training.student import StudentSettings
+from training.share import Share
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings
 
 PARAMETERS = {  # what the paper prints, and ours
@@ -114,6 +118,54 @@ def test_a_name_that_is_no_presets_is_answered_with_those_that_are(
     assert call(monkeypatch, command, "--preset", name, "--family", "f", "--dry-run") == 2
     error = capsys.readouterr().err
     assert said in error and "--preset" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "digits are not augmented; give --no-flip: preset cifar10 has --flip"),
+        (["--crop", "random"], "digits are not augmented; give --no-flip --crop centre: preset cifar10 has --flip"),
+    ],
+)
+def test_data_that_a_preset_would_augment_and_that_are_not_are_refused_with_the_presets_name_and_what_to_give(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    command = ["train", "--preset", "cifar10", "--data", "digits", "--family", tmp_path / "f", *flags]
+    assert call(monkeypatch, *command) == 1
+    assert capsys.readouterr().err.strip() == f"stepdial train: {said}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "said"),
+    [
+        ({"batch": 33}, 2, "--batch 33 cannot be divided equally among 2 processes; 32 or 34 can"),
+        ({"batch": 3}, 4, "--batch 3 cannot be divided equally among 4 processes; 4 can"),
+        (
+            {"batch": 32, "micro_batch": 7},
+            2,
+            "the 16 images that each of 2 process(es) has of a batch of 32; the next smaller",
+        ),
+        ({"batch": 32, "micro_batch": 7}, 2, "that does is 4"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_what_can(flags: dict[str, int], processes: int, said: str):
+    with pytest.raises(TrainingError) as refused:
+        Train(family=Path("f"), **flags).turns(flags["batch"], processes)
+    assert said in str(refused.value)
+
+
+def test_a_share_that_would_lack_a_part_of_the_batch_says_which_batches_have_them_all():
+    with pytest.raises(ValueError, match=r"--batch 20 cannot be .* each with its part of 3; 18 or 24 can"):
+        Share(20, 0, 2, (1, 2))
+
+
+def test_torchruns_report_of_a_refusal_is_the_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))  # as torchrun sets it
+    assert call(monkeypatch, "train", "--data", "nothing", "--family", tmp_path / "f") == 1
+    told = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    assert told.message == capsys.readouterr().err.strip() and "data 'nothing' is not there" in told.message
 
 
 def test_the_files_are_packaged():

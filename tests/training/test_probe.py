@@ -13,15 +13,24 @@ import stepdial
 from diffusion.family import Family
 from diffusion.plans import student_plan
 from diffusion.sampler import sample
+from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
+from tests.checkpoints import write_dit, write_images
+from training.checkpoint import Checkpoint
 from training.datasets import FiniteSet
+from training.failures import TrainingError
+from training.importing import import_family
 from training.objective import Objective, teacher_steps
-from training.probe import DRAWN, PLACES, ROWS, SEED, flat, probe_times, share, student_probe, teacher_probe
-from training.student import StudentSettings, distillation, new_student_run, new_whole_run
+from training.probe import PLACES, ROWS, SEED, flat, teacher_probe
+from training.run import Run
+from training.student import distillation, new_student_run, new_whole_run
+from training.student_probe import DRAWN, probe_times, share, student_probe
+from training.student_settings import StudentSettings
 from training.teacher import TeacherSettings, new_teacher_run
-from training.trainer import Run, TrainingError, fit
+from training.trainer import fit
 from training.watch import Watch, check_tracker, read_found
 
+PLAIN = CosineSchedule(image_resolution=8, noise_resolution=8)
 CPU = torch.device("cpu")
 SETTINGS = StudentSettings(iterations=20, batch=4, warmup=1, precision="fp32", lr=1e-3)
 
@@ -33,8 +42,8 @@ def student_run(family: Family, folder: Path, **changes: object) -> Run:
 def test_places_lie_on_algorithm_1s_grid_and_lambda_is_1_next_to_the_boundary():
     objective = Objective(student_steps=4, teacher_steps_start=64, teacher_steps_end=256, anneal_iterations=10)
     for iteration in (0, 5, 10):
-        times, per_segment = probe_times(objective, iteration)
-        assert per_segment == round(teacher_steps(objective, iteration) / 4)
+        times = probe_times(objective, PLAIN, iteration)
+        per_segment = round(teacher_steps(objective, iteration) / 4)
         grid = times.t * 4 * per_segment
         torch.testing.assert_close(grid, grid.round(), rtol=0, atol=1e-9)
         assert (times.t_step <= times.s).all() and (times.s < times.t).all()
@@ -44,7 +53,7 @@ def test_places_lie_on_algorithm_1s_grid_and_lambda_is_1_next_to_the_boundary():
 
 def test_lambda_is_the_share_of_the_way_that_the_teachers_step_covers(digits_family: Family):
     schedule = digits_family.manifest.schedule
-    times, _ = probe_times(Objective(student_steps=2, anneal_iterations=0, teacher_steps_end=32), 0)
+    times = probe_times(Objective(student_steps=2, anneal_iterations=0, teacher_steps_end=32), schedule, 0)
     part = share(schedule, times).view(2, len(PLACES))
     torch.testing.assert_close(part[:, 0], torch.ones(2, dtype=torch.float64))
     assert (part > 0).all() and (part[:, 1:] < part[:, :1]).all()
@@ -106,6 +115,83 @@ def test_a_student_for_the_whole_dial_is_probed_at_each_count_but_that_of_infini
     # at the start the network is the teacher at every count
     alone = student_probe(settings, 2, digits_family, digit_set, CPU)(digits_family.network("teacher"), 0)
     np.testing.assert_allclose(found["student-2"]["loss"], alone["student-2"]["loss"], rtol=1e-5)
+
+
+WAYS = {
+    "pd": {"method": "pd"},
+    "tract": {"method": "tract"},
+    "ect": {"method": "ect"},
+    "told pd": {"method": "pd", "guidance_range": (0.0, 3.0), "guidance": 1.5},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_probe_knows_every_method_and_asks_what_training_asks(
+    way: str, digits_family: Family, digit_set: FiniteSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.student_probe.FINE", 4)
+    settings, schedule = SETTINGS.model_copy(update=WAYS[way]), digits_family.manifest.schedule
+    seen: list[torch.Tensor] = []
+
+    class Student(torch.nn.Module):
+        def forward(self, z: torch.Tensor, logsnr: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            seen.append(condition)
+            return 0.3 * z
+
+    found = student_probe(settings, (1, 2), digits_family, digit_set, CPU)(Student(), 3)
+    assert list(found) == ["student-1", "student-2"]
+    for steps, part in enumerate(found.values(), start=1):
+        objective = settings.objective(steps)
+        times = probe_times(objective, schedule, 3)
+        segments = torch.arange(steps).repeat_interleave(len(part["places"]))
+        assert torch.equal((times.t_step * steps).round().long(), segments)
+        assert torch.equal((times.t * steps).ceil().long() - 1, segments) and (times.t_step <= times.s).all()
+        assert np.allclose(np.ravel(part["t"]), times.t) and np.isfinite(part["loss"]).all()
+        assert part["places"] == ([1.0] if objective.method == "pd" else list(PLACES))
+        assert ("stage" in part) == (objective.method == "ect") and len(part["trajectory"]) == steps
+    assert {int(count) for condition in seen for count in condition[:, -1]} == {1, 2}
+    if settings.guidance_range:
+        assert {int(w) for condition in seen for w in condition[:, -2]} == {1500}
+    assert seen[0].shape[1] == 2 + (settings.guidance_range is not None)
+    flat(found)
+
+
+def test_the_places_of_easy_consistency_tuning_have_the_s_that_training_draws():
+    objective = Objective(method="ect", student_steps=2, anneal_iterations=10, ect_stages=5)
+    times = probe_times(objective, PLAIN, 6)
+    ratio = {name: torch.exp(-0.5 * PLAIN.logsnr(getattr(times, name))) for name in ("t", "s", "t_step")}
+    left = 1 - (1 + 8 / (1 + torch.exp(ratio["t"]))) / 2**4
+    expected = ratio["t_step"] + (ratio["t"] - ratio["t_step"]) * left.clamp(min=0)
+    torch.testing.assert_close(ratio["s"], expected, rtol=1e-6, atol=0)
+
+
+def test_a_student_in_latents_that_is_taught_by_a_student_is_probed_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.student_probe.FINE", 4)
+    family = import_family(Checkpoint(write_dit(tmp_path / "pipeline")), tmp_path / "tiny").folder
+    data = write_images(tmp_path / "images.npz")
+    short = [
+        "--data",
+        data,
+        "--runs",
+        tmp_path / "runs",
+        "--iterations",
+        10,
+        "--batch",
+        2,
+        "--device",
+        "cpu",
+        "--probes",
+        1,
+    ]
+    np.savez(data, **np.load(data), arr_1=np.array([1, 2] * 8))
+    for steps, flags in (("4", []), ("2", ["--taught-by", "student-4"])):
+        command = ["stepdial", "distill", "--family", family, "--steps", steps, *short, *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        assert not stepdial.main()
+    found = read_found(tmp_path / "runs/tiny/student-2")[10]["student-2"]
+    assert found["teacher_steps"] == 4 and np.isfinite(found["loss"]).all() and all(found["trajectory"])
 
 
 def test_a_teachers_probe_finds_less_loss_after_some_training(

@@ -14,7 +14,7 @@ from diffusion.files import write_tensors
 from training.datasets import FiniteSet
 from training.features import JUDGE, train_judge
 from training.metrics import read_metrics
-from training.report import metrics_table
+from training.result_tables import metrics_table
 
 EVALUATE = ["--samples", 90, "--seeds", 2, "--device", "cpu"]
 
@@ -104,6 +104,35 @@ def test_positions_are_measured_by_every_network_and_what_was_measured_before_is
     assert (
         "| 1 | student | judge |" in table and "| real | judge |" in table and record.references[1].sha256[:12] in table
     )
+
+
+def test_a_result_of_more_images_or_of_another_family_of_the_name_is_not_written_over(
+    judged: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    asked, file = ["--positions", 1, "--metrics"], tmp_path / "results" / "metrics-digits.json"
+    assert not evaluate(monkeypatch, judged, tmp_path, *asked)
+    before = file.read_bytes()
+    other = shutil.copytree(judged, tmp_path / "other" / "digits")
+    judge = load_file(other / JUDGE)
+    write_tensors(other, JUDGE, {name: value * 1.01 for name, value in judge.items()})
+    for family, flags, said in (
+        (judged, ["--seeds", 1], "is of 90 images in 2 run(s), more than the 90 in 1 asked for"),
+        (judged, ["--samples", 80], "is of 90 images in 2 run(s), more than the 80 in 2 asked for"),
+        (
+            other,
+            ["--statistics", tmp_path / "others"],
+            "is of other networks or real images: another family of this name",
+        ),
+    ):
+        capsys.readouterr()
+        assert evaluate(monkeypatch, family, tmp_path, *asked, *flags) == 1
+        told = capsys.readouterr().err
+        assert f"{file} {said}" in told and "name another folder with --results, or remove the file" in told
+        assert file.read_bytes() == before
+    assert not evaluate(
+        monkeypatch, judged, tmp_path, *asked, "--samples", 100
+    )  # more images take its place, and say so
+    assert read_metrics(file).samples == 100 and "will be replaced" in capsys.readouterr().out
 
 
 def test_statistics_of_another_network_in_the_same_place_stop_the_command(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 import stepdial
 from diffusion.family import Family, FamilyError, open_family
-from diffusion.files import write_tensors
+from diffusion.files import write_json, write_tensors
 from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import sample
 from training import scores as scores_file
@@ -30,10 +31,11 @@ from training.composition import (
 )
 from training.confirmation import SearchRecord
 from training.curve import frontier_curves, sampler_curves
-from training.datasets import FiniteSet
+from training.datasets import DataError, FiniteSet
 from training.features import JUDGE, train_judge
-from training.report import rescues_table, samplers_table, searched_table
+from training.frontier_tables import rescues_table, searched_table
 from training.rescues import endings, useful
+from training.result_tables import samplers_table
 from training.samplers import measure_samplers, read_samplers
 from training.scores import Quality, Scorer, evaluations
 from training.search import SEED, Breadth, Search, breadth
@@ -304,6 +306,15 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
     teacher = Scorer(family, scorer.yardstick, few)
     samplers = measure_samplers(teacher, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,))
     assert read_samplers(tmp_path / "samplers-digits.json") == samplers
+    fewer = samplers.model_copy(update={"rows": samplers.rows[3:]})
+    write_json(tmp_path, "samplers-digits.json", fewer)
+    again = measure_samplers(
+        teacher, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,), grids=("cosine",), guided=False
+    )
+    assert again.rows == samplers.rows  # what is measured again stands in the place of the same, beside what was known
+    with pytest.raises(DataError, match=r"samplers-digits.json is of 80 images in 1 run\(s\), more than the 40 in 1"):
+        few = Scorer(family, scorer.yardstick, replace(few, samples=40))
+        measure_samplers(few, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,))
     curves = sampler_curves(samplers)
     assert {rule for _, rule, _ in curves} == {"ddim", "addim", "ancestral", "noise_ddim", "heun"}
     assert {(grid, guidance) for grid, _, guidance in curves} == set(product(("cosine", "karras"), (0.0, 1.0)))

@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from diffusion.family import Family
 from diffusion.uvit import PRESETS, Level, UViT
 from training.datasets import DataSet, FiniteSet, Pixels
-from training.student import MANY, StudentSettings, new_student_run, new_whole_run, student_loss, whole_loss
-from training.teacher import TeacherSettings, hide, in_precision, teacher_loss
-from training.trainer import Run, Schedule, TrainingError, fit
+from training.failures import TrainingError
+from training.run import Run
+from training.schedule import Schedule
+from training.student import distillation, new_student_run, new_whole_run, student_loss
+from training.student_settings import MANY, StudentSettings
+from training.teacher import TeacherSettings, hide, teacher_loss
+from training.trainer import fit
 
 DROPPING = PRESETS["tiny8"].model_copy(
     update={"slots": (10,), "mid": Level(kind="transformer", channels=128, blocks=2, dropout=0.3)}
@@ -75,12 +79,7 @@ def teacher_run(folder: Path, data: FiniteSet, **changes: object) -> tuple[Run, 
 def student_run(folder: Path, family: Family, **changes: object) -> tuple[Run, Callable]:
     settings = StudentSettings(iterations=20, batch=8, warmup=3, precision="fp32", drop_slot=0.2, guidance=1.0)
     run = new_student_run(settings, 2, family, folder, torch.device("cpu"))
-    teacher = in_precision(family.network("teacher"), "fp32")
-
-    def loss(network: nn.Module, x: Tensor, condition: Tensor, iteration: int, draws: torch.Generator) -> Tensor:
-        return student_loss(settings, settings.objective(2), family, teacher, network, x, condition, iteration, draws)
-
-    return run, loss
+    return run, distillation(settings, 2, family, torch.device("cpu"), run)
 
 
 COUNTS = (0, 1, 2, 4)
@@ -90,10 +89,12 @@ def whole_run(folder: Path, family: Family, **changes: object) -> tuple[Run, Cal
     given_settings = {"iterations": 20, "batch": 8, "warmup": 3, "precision": "fp32", "drop_slot": 0.2, "guidance": 1.0}
     settings = StudentSettings.model_validate(given_settings | changes)
     run = new_whole_run(settings, COUNTS, family, folder, torch.device("cpu"))
-    teacher = in_precision(family.network("teacher"), "fp32")
-    return run, lambda network, x, condition, iteration, draws: whole_loss(
-        settings, COUNTS, family, teacher, network, x, condition, iteration, draws
-    )
+    return run, distillation(settings, COUNTS, family, torch.device("cpu"), run)
+
+
+def whole_loss(settings: StudentSettings, segments: tuple[int, ...], *batch: object) -> Tensor:
+    """The loss of one network for several counts, of which the test gives the networks."""
+    return student_loss(settings, tuple(map(settings.objective, segments)), *batch, segments=segments)
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student", "whole"])
@@ -327,7 +328,7 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatc
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("training.trainer.save_file", fail)
+    monkeypatch.setattr("training.run.save_file", fail)
     with pytest.raises(OSError):
         run.save()
     assert run.checkpoint.read_bytes() == before and simple(tmp_path).resume()

@@ -17,7 +17,9 @@ from torch import nn
 from diffusion.family import Family, open_family
 from tests.training.processes import BATCH, ITERATIONS, KINDS, WAYS, teacher, trained
 from training.datasets import FiniteSet
-from training.trainer import Run, Schedule, TrainingError
+from training.failures import TrainingError
+from training.run import Run
+from training.schedule import Schedule
 from training.world import World
 
 ROOT = Path(__file__).parents[2]

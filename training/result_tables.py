@@ -1,0 +1,155 @@
+"""What result files say of a family, as tables: ablations, the teacher's samplers, metrics of every network."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from diffusion.family import Family
+from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_ablations
+from training.arms import ARMS, BASELINE, Arm
+from training.curve import NAMES, Point, student_curves
+from training.frontier_tables import number
+from training.metrics import Row, read_metrics
+from training.samplers import SamplersRecord, read_samplers
+
+DIAL_RESULTS = Path("benchmarks/dial")
+"""Where stepdial evaluate puts samplers and metrics, by default."""
+
+
+def ablations_table(family: Family) -> str:
+    """Return what every ablation of a family found as Markdown tables, one for each baseline, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = RESULTS / f"{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial ablate --family families/{family.name}` does.\n"
+    record, teacher = read_ablations(file), family.manifest.teacher
+    if not teacher or teacher.weights.sha256 != record.teacher:
+        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    return "\n".join(_study(study, record) for study in record.studies)
+
+
+def _study(study: Study, record: AblationsRecord) -> str:
+    measured = {(row.arm, row.steps): row for row in study.rows}
+    counts, arms = sorted({row.steps for row in study.rows}), {row.arm for row in study.rows}
+    head = ["arm", "what it is", *map(str, counts)]
+    rows = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(counts)]
+    missing = []
+    for arm in [known for known in ARMS if known.name in arms]:
+        cells = [_arm_cell(measured.get((arm.name, steps)), arm, study, steps) for steps in counts]
+        rows.append("| " + " | ".join([arm.name, arm.about, *cells]) + " |")
+        missing += [f"{arm.name} at {steps}" for steps, cell in zip(counts, cells, strict=True) if not cell]
+    notes = [f"Not measured yet: {', '.join(missing)}."] if missing else []
+    return "\n".join(rows) + "\n\n" + " ".join([_study_ruler(study, record), *_study_runs(study), *notes]) + "\n"
+
+
+def _arm_cell(row: Ablation | None, arm: Arm, study: Study, steps: int) -> str:
+    if row is None:
+        return "as baseline" if arm != BASELINE and arm.is_baseline(study.baseline, steps) else ""
+    agreement = f", {row.agreement.mean:.1%}" if row.agreement else ""
+    return number(row.frechet, len(study.seeds)) + agreement.replace("%", " %")
+
+
+def _study_ruler(study: Study, record: AblationsRecord) -> str:
+    base, runs = study.baseline, len(study.seeds)
+    return (
+        "Columns are step counts; a cell is the Fréchet distance (proxy), and how often everything asked for is seen. "
+        f"± is the standard deviation over {runs} run(s) of drawing {study.samples} images from one trained network. "
+        f"Distance to {record.reference}; {number(study.floor, runs)} is that of as many real images; judge: {record.judge}. "
+        f"Baseline: {base.iterations} iterations of {base.batch} images, learning rate {base.lr:g}, EMA {base.ema:g}, "
+        f"guidance {base.guidance:g}, recipe {base.recipe}, seed {base.seed}."
+    )
+
+
+def _study_runs(study: Study) -> list[str]:
+    """Say by which commands and on what: a sentence for each."""
+    made: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in study.rows:
+        how = f"`{row.training.command}`, commit {row.training.commit}, on {row.training.device}"
+        made[how][row.arm, row.training.finished_at] = row.training.seconds
+    return [f"Made by {how}: {sum(took.values()) / 60:,.0f} minutes of training." for how, took in made.items()]
+
+
+def samplers_table(family: Family) -> str:
+    """Return the teacher under every rule on every grid as a Markdown table for each guidance, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = DIAL_RESULTS / f"samplers-{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial evaluate --samplers --family families/{family.name}` does.\n"
+    record, teacher = read_samplers(file), family.manifest.teacher
+    if not teacher or teacher.weights.sha256 != record.teacher:
+        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    guidances, students = dict.fromkeys(row.guidance for row in record.rows), student_curves(family, record)
+    tables = [_samplers(record, guidance, students) for guidance in guidances]
+    return "\n".join([*tables, _samplers_how(record, bool(students))])
+
+
+def _samplers(record: SamplersRecord, guidance: float, students: dict[str, list[Point]]) -> str:
+    cells = {
+        (row.grid, row.rule, row.evaluations): number(row.frechet, len(record.seeds))
+        for row in record.rows
+        if row.guidance == guidance
+    }
+    counts = sorted({count for _, rule, count in cells if rule != "heun"})
+    counts = sorted({*counts, *(point.evaluations for points in students.values() for point in points)})
+    about = f"Guided, w = {guidance:g}" if guidance else "Unguided"
+    rows = [f"| {about}: times | rule | " + " | ".join(map(str, counts)) + " |", "|---|---|" + "---:|" * len(counts)]
+    for grid, rule in dict.fromkeys((grid, rule) for grid, rule, _ in cells):
+        taken = [2 * ((count + 1) // 2) - 1 if rule == "heun" else count for count in counts]
+        numbers = [cells.get((grid, rule, count), "") for count in taken]
+        rows.append(f"| {grid} | {rule} | " + " | ".join(numbers) + " |")
+    for source, points in students.items():
+        own = {point.evaluations: number(point.frechet, len(record.seeds)) for point in points}
+        rows.append(f"| *{NAMES[source]}* | | " + " | ".join(own.get(count, "") for count in counts) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _samplers_how(record: SamplersRecord, students: bool) -> str:
+    runs, made = len(record.seeds), record.measured
+    spread = "± is the standard deviation over runs. " if runs > 1 else ""
+    beside = "The students are the rows of the dial that were measured alike. " if students else ""
+    return (
+        f"Fréchet distance (proxy) by network evaluations; heun takes one less where the number is even. "
+        f"{record.samples} images in {runs} run(s), to {record.reference}; "
+        f"{number(record.floor, runs)} is that of as many real images. "
+        f"{beside}{spread}Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+    )
+
+
+def metrics_table(family: Family) -> str:
+    """Return what every feature network says of the positions as a Markdown table, or what is missing.
+
+    Raises DataError if the result file is not one.
+    """
+    file = DIAL_RESULTS / f"metrics-{family.name}.json"
+    if not file.exists():
+        return f"Not measured yet; `stepdial evaluate --metrics --family families/{family.name}` does.\n"
+    record = read_metrics(file)
+    head = "| steps | drawn by | network | Fréchet distance | precision | recall | density | coverage | CLIP score |"
+    rows = [head, "|---:|---|---|---:|---:|---:|---:|---:|---:|"]
+    for row in record.rows:
+        rows += _metric_rows(row, len(record.seeds))
+    labels = "; ".join(f"{metric.network}: {metric.label}" for metric in record.rows[-1].metrics)
+    references = "; ".join(
+        f"{one.network} (sha256 {one.network_sha256[:12]}) by {one.count} real images of {one.data} (statistics {one.sha256[:12]})"
+        for one in record.references
+    )
+    made = record.measured
+    return (
+        "\n".join(rows)
+        + f"\n\n{labels}. References: {references}. {record.samples} images in {len(record.seeds)} run(s). "
+        f"Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+    )
+
+
+def _metric_rows(row: Row, runs: int) -> list[str]:
+    lines = []
+    for at, one in enumerate(row.metrics):
+        runs = 1 if row.plan is None else runs
+        overlap = [number(getattr(one, name), runs) for name in ("precision", "recall", "density", "coverage")]
+        first = [str(row.steps or ""), row.source] if at == 0 else ["", ""]
+        clip = number(row.clip_score, runs) if at == 0 else ""
+        lines.append("| " + " | ".join([*first, one.network, number(one.frechet, runs), *overlap, clip]) + " |")
+    return lines
