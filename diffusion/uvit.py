@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.condition import GUIDANCE_PARTS
+from diffusion.fusion import image, modulated, normed, normed_heads, tokens
 
 
 class Level(BaseModel):
@@ -94,7 +95,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _image_norm(kind: str, channels: int) -> nn.Module:
+def _image_norm(kind: str, channels: int) -> nn.GroupNorm | ChannelNorm:
     return nn.GroupNorm(32, channels, eps=1e-6) if kind == "group" else ChannelNorm(channels, eps=1e-6)
 
 
@@ -120,13 +121,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
         """x, skip: (B, C, H, W); embedding: (B, E), already through SiLU."""
-        h = self.norm(x)
-        if self.norm_skip is not None and skip is not None:
-            h = (h + self.norm_skip(skip)) * math.sqrt(0.5)
-        h = self.conv(F.silu(h))
-        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm_out(h) * (1 + scale) + shift
-        return x + self.conv_out(self.dropout(F.silu(h)))
+        joined = None if self.norm_skip is None or skip is None else normed(self.norm_skip, skip)
+        h = self.conv(normed(self.norm, x, addend=joined, silu=True))
+        h = normed(self.norm_out, h, film=self.film(embedding), silu=True)
+        return x + self.conv_out(self.dropout(h))
 
 
 class TransformerBlock(nn.Module):
@@ -151,20 +149,18 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x: tokens (B, N, C); embedding: (B, E), already through SiLU."""
-        scale, shift = self.film(embedding)[:, None].chunk(2, dim=-1)
-        h = F.silu(self.hidden(self.norm_mlp(x)))
-        x = x + self.mlp_out(self.dropout(h * (1 + scale) + shift))
-        return x + self.attention_out(self._attend(self.norm_attention(x)))
+        h = modulated(self.hidden(normed(self.norm_mlp, x)), self.film(embedding))
+        x = x + self.mlp_out(self.dropout(h))
+        return x + self.attention_out(self._attend(normed(self.norm_attention, x)))
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, tokens, channels = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = self.norm_q(q), self.norm_k(k)
+        batch, count, channels = x.shape
+        q, k, v = normed_heads(self.qkv(x), self.norm_q, self.norm_k)
         if x.device.type in self.fused_on:
             h = F.scaled_dot_product_attention(q, k, v)
         else:
             h = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, dim=-1) @ v
-        return h.transpose(1, 2).reshape(batch, tokens, channels)
+        return h.transpose(1, 2).reshape(batch, count, channels)
 
 
 def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn.ModuleList:
@@ -182,16 +178,6 @@ def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn
         )
 
     return nn.ModuleList(block() for _ in range(level.blocks))
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H*W, C); a view when memory is channels-last."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _image(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, H*W, C) -> (B, C, H, W) in channels-last memory."""
-    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _upsample(x: Tensor) -> Tensor:
@@ -213,7 +199,7 @@ class UViT(nn.Module):
         levels, mid, width = config.levels, config.mid, config.embedding
         below = [level.channels for level in levels[1:]] + [mid.channels]
         pixels = config.channels * config.patch**2
-        tokens = (config.resolution // config.patch // 2 ** len(levels)) ** 2
+        count = (config.resolution // config.patch // 2 ** len(levels)) ** 2
 
         self.time_in = nn.Linear(levels[0].channels, width)
         self.time_out = nn.Linear(width, width)
@@ -227,7 +213,7 @@ class UViT(nn.Module):
         self.narrow = nn.ModuleList(
             nn.Conv2d(level.channels, wider, 1) for level, wider in zip(levels, below, strict=True)
         )
-        self.position = nn.Parameter(torch.empty(tokens, mid.channels))
+        self.position = nn.Parameter(torch.empty(count, mid.channels))
         self.mid = _blocks(mid, config)
         self.widen = nn.ModuleList(
             nn.Conv2d(wider, level.channels, 1) for level, wider in zip(levels, below, strict=True)
@@ -260,13 +246,13 @@ class UViT(nn.Module):
         for level, blocks, narrow in zip(self.config.levels, self.down, self.narrow, strict=True):
             h = self._level(h, level, blocks, embedding, skips, down=True)
             h = narrow(F.avg_pool2d(h, 2))
-        tokens = _tokens(h) + self.position
+        middle = tokens(h) + self.position
         for block in self.mid:
-            tokens = block(tokens, embedding)
-        h = _image(tokens, *h.shape[2:])
+            middle = block(middle, embedding)
+        h = image(middle, *h.shape[2:])
         for level, blocks, widen in reversed(list(zip(self.config.levels, self.up, self.widen, strict=True))):
             h = self._level(_upsample(widen(h)), level, blocks, embedding, skips, down=False)
-        v = self.conv_out(F.silu(self.norm_out(h)))
+        v = self.conv_out(normed(self.norm_out, h, silu=True))
         return F.pixel_shuffle(v, self.config.patch) if self.config.patch > 1 else v
 
     @staticmethod
@@ -275,10 +261,10 @@ class UViT(nn.Module):
     ) -> Tensor:
         if level.kind == "transformer":
             size = h.shape[2:]
-            h = _tokens(h)
+            h = tokens(h)
             for block in blocks.children():
                 h = block(h, embedding)
-            return _image(h, *size)
+            return image(h, *size)
         for block in blocks.children():
             h = block(h, embedding) if down else block(h, embedding, skips.pop())
             if down:
