@@ -40,5 +40,5 @@ def measure(
         measured_at=begun,
         note=note,
         copy_gb_per_second=copy / 1e9,
-        rows=tuple(rows),
+        results=tuple(rows),
     )

@@ -42,7 +42,7 @@ class Result(BaseModel):
     """What else a reader has to know, such as what the machine was shared with."""
     copy_gb_per_second: float
     """Speed of a copy of a large tensor, bytes read and written, 1e9 a second."""
-    rows: tuple[Row, ...]
+    results: tuple[Row, ...]
 
     def write(self, file: Path) -> None:
         """Write it, first under a temporary name."""
@@ -60,7 +60,7 @@ def table(result: Result) -> str:
     """Return a result as a Markdown table: every job a block of rows, times beside the job's fastest."""
     lines = ["| job | by | median | a fifth below, above | of a copy's speed |", "|---|---|---:|---:|---:|"]
     before = ""
-    for row in result.rows:
+    for row in result.results:
         low, median, high = row.microseconds
         job = row.job if row.job != before else ""
         lines.append(
