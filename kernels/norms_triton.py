@@ -79,8 +79,10 @@ def norm_kernel(
     BLOCK: tl.constexpr,
 ):
     """ROWS rows of one sample.  GROUP: channels in a group, whose statistics are at hand; 0 where each row has its own."""
-    sample = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if GROUP > 0:
+        part = tl.num_programs(1) - 1 - part  # backwards: the pass before has left its last rows in the cache
+    row = part * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)
     inside = (row < N) & (channel < C)[None, :]
     place = sample * N * C + row * C + channel[None, :]
@@ -167,6 +169,8 @@ def gradient_kernel(
     Whichever of d_x_ptr and sums_ptr is there is written.  Groups want their sums first: means_ptr has what comes of them.
     """
     sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if means_ptr is not None:
+        part = tl.num_programs(1) - 1 - part  # backwards, as above
     channel = tl.arange(0, BLOCK)
     along = tl.zeros((ROWS, BLOCK), tl.float32)
     plain = tl.zeros((ROWS, BLOCK), tl.float32)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from tqdm import tqdm
 
-from benchmarks.kernels import films, layers, updates
+from benchmarks.kernels import films, layers, targets, updates
 from benchmarks.kernels.clock import Clock
 from benchmarks.kernels.comparison import Comparison, copy_speed
 from benchmarks.kernels.result import Result, Row
@@ -17,6 +17,7 @@ PIECES: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
     "noise": updates.noises,
     "norm": layers.forward,
     "norm_backward": layers.backward,
+    "target": targets.targets,
     "film": films.films,
 }
 """What can be measured by itself; each ends within minutes."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.kernels.comparison import OURS, Comparison, shape_name, size_of
 from kernels import Column, hop, last_hop, noise
+from kernels.gaussian import plain_noise
 
 SHAPES = {
     "cpu": ((16, 3, 32, 32), (16, 3, 64, 64), (4, 3, 256, 256)),
@@ -115,6 +116,7 @@ def noises(device: torch.device) -> Iterator[Comparison]:
             4 * torch.Size(shape).numel(),
             {
                 OURS: partial(noise, seeds, seeds, shape[1:]),
+                "stepdial's plain version": partial(plain_noise, seeds, seeds, seeds, shape[1:]),
                 "torch.randn, a generator a sample": one_by_one,
                 "torch.randn, one generator": partial(torch.randn, shape, device=device),
             },

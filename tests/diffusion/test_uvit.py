@@ -324,3 +324,17 @@ def test_the_operations_that_a_gpu_fuses_make_the_same_network_with_the_same_gra
 
 def test_on_a_cpu_nothing_is_fused():
     assert not fusion.fuses(torch.zeros(1, 2, 3)) and not fusion.fuses(torch.zeros(1, 2, 3), over_rows=True)
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=["layer", "group"])
+def test_joining_films_changes_neither_results_nor_the_state_dict(config):
+    network, given = awake(config).eval(), inputs(config)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        expected = network(*given)
+        network.join_films()
+        torch.testing.assert_close(network(*given), expected)
+        after = network.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+        network.load_state_dict(awake(config, seed=1).state_dict())
+        torch.testing.assert_close(network(*given), awake(config, seed=1).eval()(*given))

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import gaussian, gaussian_triton, heads_triton, modulation_triton, norms_triton, wave_triton
+from kernels import gaussian, gaussian_triton, heads_triton, modulation_triton, norms_triton, target_triton, wave_triton
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 SHAPES = [(3, 32, 32), (3, 64, 64), (4, 64, 64), (3, 128, 128)]
@@ -168,3 +168,13 @@ def test_modulation_and_the_norm_of_heads_spill_nothing_and_move_16_bytes_a_thre
     for kernel in compiled.values():
         assert_spills_nothing(kernel)
         assert_moves_16_bytes_a_thread(kernel)
+
+
+def test_the_target_spills_nothing_and_moves_16_bytes_a_thread(compiled):
+    z = torch.randn(2, 3, 64, 64)
+    given = (z.bfloat16(), z, z, z, torch.ones(2, 6))
+    _, facts = target_triton.target_distance(*given, 1e-4)
+    target_triton.target_gradient(torch.ones(2), *given, facts)
+    for kernel in compiled.values():
+        assert_lean(kernel)
+        assert accesses(kernel)["ld.v4.b32"] >= 3

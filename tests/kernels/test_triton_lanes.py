@@ -39,7 +39,7 @@ def run_lane(*files: str, **environment: str) -> None:
 
 @with_triton
 def test_the_kernels_are_right_in_tritons_interpreter():
-    run_lane("lane_triton.py", "lane_norms.py", STEPDIAL_LANE="interpret", TRITON_INTERPRET="1")
+    run_lane("lane_triton.py", "lane_norms.py", "lane_target.py", STEPDIAL_LANE="interpret", TRITON_INTERPRET="1")
 
 
 @with_triton
@@ -51,4 +51,4 @@ def test_the_kernels_compile_for_gpus_without_spills(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_kernels_are_right_on_the_gpu():
-    run_lane("lane_triton.py", "lane_norms.py", STEPDIAL_LANE="cuda")
+    run_lane("lane_triton.py", "lane_norms.py", "lane_target.py", STEPDIAL_LANE="cuda")
