@@ -9,7 +9,9 @@ and how they were settled: docs/method.md.
 """
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.condition import GUIDANCE_PARTS
+from diffusion.fusion import image, modulated, normed, normed_heads, tokens
 
 
 class Level(BaseModel):
@@ -94,7 +97,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _image_norm(kind: str, channels: int) -> nn.Module:
+def _image_norm(kind: str, channels: int) -> nn.GroupNorm | ChannelNorm:
     return nn.GroupNorm(32, channels, eps=1e-6) if kind == "group" else ChannelNorm(channels, eps=1e-6)
 
 
@@ -118,15 +121,15 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x, skip: (B, C, H, W); embedding: (B, E), already through SiLU."""
-        h = self.norm(x)
-        if self.norm_skip is not None and skip is not None:
-            h = (h + self.norm_skip(skip)) * math.sqrt(0.5)
-        h = self.conv(F.silu(h))
-        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm_out(h) * (1 + scale) + shift
-        return x + self.conv_out(self.dropout(F.silu(h)))
+    def forward(
+        self, x: Tensor, embedding: Tensor, skip: Tensor | None = None, *, film: Tensor | None = None
+    ) -> Tensor:
+        """x, skip: (B, C, H, W); embedding: (B, E), already through SiLU; film: what self.film makes of it, if at hand."""
+        film = self.film(embedding) if film is None else film
+        joined = None if self.norm_skip is None or skip is None else normed(self.norm_skip, skip)
+        h = self.conv(normed(self.norm, x, addend=joined, silu=True))
+        h = normed(self.norm_out, h, film=film, silu=True)
+        return x + self.conv_out(self.dropout(h))
 
 
 class TransformerBlock(nn.Module):
@@ -149,22 +152,21 @@ class TransformerBlock(nn.Module):
         self.norm_k = nn.LayerNorm(head_dim, eps=1e-6)
         self.attention_out = _zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x: tokens (B, N, C); embedding: (B, E), already through SiLU."""
-        scale, shift = self.film(embedding)[:, None].chunk(2, dim=-1)
-        h = F.silu(self.hidden(self.norm_mlp(x)))
-        x = x + self.mlp_out(self.dropout(h * (1 + scale) + shift))
-        return x + self.attention_out(self._attend(self.norm_attention(x)))
+    def forward(self, x: Tensor, embedding: Tensor, *, film: Tensor | None = None) -> Tensor:
+        """x: tokens (B, N, C); embedding: (B, E), already through SiLU; film: what self.film makes of it, if at hand."""
+        film = self.film(embedding) if film is None else film
+        h = modulated(self.hidden(normed(self.norm_mlp, x)), film)
+        x = x + self.mlp_out(self.dropout(h))
+        return x + self.attention_out(self._attend(normed(self.norm_attention, x)))
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, tokens, channels = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = self.norm_q(q), self.norm_k(k)
+        batch, count, channels = x.shape
+        q, k, v = normed_heads(self.qkv(x), self.norm_q, self.norm_k)
         if x.device.type in self.fused_on:
             h = F.scaled_dot_product_attention(q, k, v)
         else:
             h = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, dim=-1) @ v
-        return h.transpose(1, 2).reshape(batch, tokens, channels)
+        return h.transpose(1, 2).reshape(batch, count, channels)
 
 
 def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn.ModuleList:
@@ -182,16 +184,6 @@ def _blocks(level: Level, config: UViTConfig, *, takes_skip: bool = False) -> nn
         )
 
     return nn.ModuleList(block() for _ in range(level.blocks))
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H*W, C); a view when memory is channels-last."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _image(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, H*W, C) -> (B, C, H, W) in channels-last memory."""
-    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _upsample(x: Tensor) -> Tensor:
@@ -213,7 +205,7 @@ class UViT(nn.Module):
         levels, mid, width = config.levels, config.mid, config.embedding
         below = [level.channels for level in levels[1:]] + [mid.channels]
         pixels = config.channels * config.patch**2
-        tokens = (config.resolution // config.patch // 2 ** len(levels)) ** 2
+        count = (config.resolution // config.patch // 2 ** len(levels)) ** 2
 
         self.time_in = nn.Linear(levels[0].channels, width)
         self.time_out = nn.Linear(width, width)
@@ -227,7 +219,7 @@ class UViT(nn.Module):
         self.narrow = nn.ModuleList(
             nn.Conv2d(level.channels, wider, 1) for level, wider in zip(levels, below, strict=True)
         )
-        self.position = nn.Parameter(torch.empty(tokens, mid.channels))
+        self.position = nn.Parameter(torch.empty(count, mid.channels))
         self.mid = _blocks(mid, config)
         self.widen = nn.ModuleList(
             nn.Conv2d(wider, level.channels, 1) for level, wider in zip(levels, below, strict=True)
@@ -235,6 +227,7 @@ class UViT(nn.Module):
         self.up = nn.ModuleList(_blocks(level, config, takes_skip=level.kind == "res") for level in levels)
         self.norm_out = _image_norm(config.norm, levels[0].channels)
         self.conv_out = _zeroed(nn.Conv2d(levels[0].channels, pixels, 3, padding=1))
+        self._joined_films: tuple[Tensor, Tensor] | None = None
 
         nn.init.normal_(self.position, std=0.01)
         for table in self.slots:
@@ -254,36 +247,70 @@ class UViT(nn.Module):
         weights give.  Raises ValueError when the columns do not fit.
         """
         embedding = self.embed(logsnr_t, condition)
+        films = self._films(embedding)
         h = F.pixel_unshuffle(z_t, self.config.patch) if self.config.patch > 1 else z_t
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
         skips: list[Tensor] = []
         for level, blocks, narrow in zip(self.config.levels, self.down, self.narrow, strict=True):
-            h = self._level(h, level, blocks, embedding, skips, down=True)
+            h = self._level(h, level, blocks, embedding, films, skips, down=True)
             h = narrow(F.avg_pool2d(h, 2))
-        tokens = _tokens(h) + self.position
+        middle = tokens(h) + self.position
         for block in self.mid:
-            tokens = block(tokens, embedding)
-        h = _image(tokens, *h.shape[2:])
+            middle = block(middle, embedding, **next(films))
+        h = image(middle, *h.shape[2:])
         for level, blocks, widen in reversed(list(zip(self.config.levels, self.up, self.widen, strict=True))):
-            h = self._level(_upsample(widen(h)), level, blocks, embedding, skips, down=False)
-        v = self.conv_out(F.silu(self.norm_out(h)))
+            h = self._level(_upsample(widen(h)), level, blocks, embedding, films, skips, down=False)
+        v = self.conv_out(normed(self.norm_out, h, silu=True))
         return F.pixel_shuffle(v, self.config.patch) if self.config.patch > 1 else v
 
     @staticmethod
     def _level(
-        h: Tensor, level: Level, blocks: nn.Module, embedding: Tensor, skips: list[Tensor], *, down: bool
+        h: Tensor,
+        level: Level,
+        blocks: nn.Module,
+        embedding: Tensor,
+        films: Iterator[dict[str, Tensor]],
+        skips: list[Tensor],
+        *,
+        down: bool,
     ) -> Tensor:
         if level.kind == "transformer":
             size = h.shape[2:]
-            h = _tokens(h)
+            h = tokens(h)
             for block in blocks.children():
-                h = block(h, embedding)
-            return _image(h, *size)
+                h = block(h, embedding, **next(films))
+            return image(h, *size)
         for block in blocks.children():
-            h = block(h, embedding) if down else block(h, embedding, skips.pop())
+            h = block(h, embedding, **next(films)) if down else block(h, embedding, skips.pop(), **next(films))
             if down:
                 skips.append(h)
         return h
+
+    def join_films(self) -> None:
+        """Have FiLM of all blocks come of one matrix product from now on.  For evaluation, where the weights lie now.
+
+        The blocks' own weights become parts of one tensor, with the names, shapes and values that they had.  safetensors
+        does not save tensors that share memory, and a network that is moved or cast afterwards has to be joined again.
+        """
+        layers = [block.film for block in self._blocks_in_order()]
+        weight, bias = (torch.cat([getattr(layer, kind).detach() for layer in layers]) for kind in ("weight", "bias"))
+        widths = [layer.out_features for layer in layers]
+        for layer, own_weight, own_bias in zip(layers, weight.split(widths), bias.split(widths), strict=True):
+            layer.weight.data, layer.bias.data = own_weight, own_bias
+        self._joined_films = weight, bias
+
+    def _blocks_in_order(self) -> list[Any]:
+        """All blocks as a forward pass comes to them."""
+        groups = [*self.down.children(), self.mid, *reversed(list(self.up.children()))]
+        return [block for group in groups for block in group.children()]
+
+    def _films(self, embedding: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Return what to tell every block in order: its FiLM, (B, 2C); nothing where blocks make their own."""
+        if self._joined_films is None:
+            return repeat({})
+        widths = [block.film.out_features for block in self._blocks_in_order()]
+        parts = F.linear(embedding, *self._joined_films).split(widths, dim=1)
+        return iter([{"film": part} for part in parts])
 
     def embed(self, logsnr_t: Tensor, condition: Tensor | None) -> Tensor:
         """Return the conditioning embedding (B, E), through SiLU: sinusoids of cosine-schedule time and w, plus the tables."""

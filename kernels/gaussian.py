@@ -79,6 +79,10 @@ def _noise(seeds: Tensor, indices: Tensor, streams: Tensor, shape: Sequence[int]
         from kernels import gaussian_triton  # here, so that this file imports where Triton is not installed
 
         return gaussian_triton.noise(seeds, indices, streams, shape)
+    if seeds.is_cpu:
+        from kernels import gaussian_numpy  # here, because it imports this file
+
+        return gaussian_numpy.noise(seeds, indices, streams, shape)
     return plain_noise(seeds, indices, streams, shape)
 
 

@@ -60,6 +60,6 @@ def mean_square(latent: Tensor) -> Tensor:
     size = total.shape[1]
     while total.shape[1] > 1:
         half = (total.shape[1] + 1) // 2
-        rest = total[:, half:]
-        total = torch.cat([total[:, : rest.shape[1]] + rest, total[:, rest.shape[1] : half]], dim=1)
+        total[:, : total.shape[1] - half] += total[:, half:]
+        total = total[:, :half]
     return (total / size).reshape(-1, *[1] * (latent.ndim - 1))

@@ -120,26 +120,35 @@ def _(z_t: Tensor, v: Tensor, coefficients: Tensor, v_uncond: Tensor | None, noi
 def plain_hop(z_t: Tensor, v: Tensor, coefficients: Tensor, v_uncond: Tensor | None, noise: Tensor | None) -> Tensor:
     """Return what `hop` does, in plain PyTorch: no fused multiply-adds, as in the Triton kernel."""
     table = coefficients.reshape(*coefficients.shape, *[1] * (z_t.ndim - 1))
-    alpha_t, sigma_t, out_x, out_eps, z_var, out_noise, w, clip = (table[:, column] for column in Column)
+    alpha_t, sigma_t, out_x, out_eps, z_var, out_noise, w, clip = table.unbind(1)
     z, v = z_t.contiguous(), v.float()
-    if v_uncond is not None:
+    if v_uncond is not None and _wanted(w):
         v = torch.where(w != 0, v + w * (v - v_uncond.float()), v)
-    x, eps = alpha_t * z - sigma_t * v, sigma_t * z + alpha_t * v
-    clipped = torch.where(clip != 0, x.clamp(-1.0, 1.0), x)
-    eps = torch.where(clip != 0, eps + (alpha_t / sigma_t) * (x - clipped), eps)
-    mean = mean_square(eps)
-    mean = torch.where(mean > MEAN_SQUARE_FLOOR, mean, MEAN_SQUARE_FLOOR)
-    adjusted = torch.sqrt(out_eps.double() * out_eps.double() + z_var.double() / mean).float()
-    z_s = out_x * clipped + torch.where(z_var != 0, adjusted, out_eps) * eps
-    if noise is not None:
+    x, eps = (alpha_t * z).sub_(sigma_t * v), (sigma_t * z).add_(alpha_t * v)
+    if _wanted(clip):
+        clipped = torch.where(clip != 0, x.clamp(-1.0, 1.0), x)
+        eps = torch.where(clip != 0, (alpha_t / sigma_t) * (x - clipped) + eps, eps)
+        x = clipped
+    if _wanted(z_var):
+        mean = mean_square(eps)
+        mean = torch.where(mean > MEAN_SQUARE_FLOOR, mean, MEAN_SQUARE_FLOOR)
+        adjusted = torch.sqrt(out_eps.double() * out_eps.double() + z_var.double() / mean).float()
+        out_eps = torch.where(z_var != 0, adjusted, out_eps)
+    z_s = x.mul_(out_x).add_(eps.mul_(out_eps))
+    if noise is not None and _wanted(out_noise):
         z_s = torch.where(out_noise != 0, z_s + out_noise * noise, z_s)
     return z_s.contiguous()
+
+
+def _wanted(column: Tensor) -> bool:
+    """Return whether a row has it not 0.  On a GPU nobody looks, which would wait for the device, and the answer is yes."""
+    return not column.is_cpu or any(column.flatten().tolist())
 
 
 def plain_last_hop(
     z_t: Tensor, v: Tensor, coefficients: Tensor, v_uncond: Tensor | None, noise: Tensor | None
 ) -> Tensor:
     """Return what `last_hop` does, in plain PyTorch."""
-    level = plain_hop(z_t, v, coefficients, v_uncond, noise) * 127.5 + 127.5
-    level = level.clamp(0.0, 255.0).nan_to_num(0.0).round()
+    level = plain_hop(z_t, v, coefficients, v_uncond, noise).mul_(127.5).add_(127.5)
+    level = level.clamp_(0.0, 255.0).nan_to_num_(0.0).round_()
     return level.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import aligned
 from kernels.rules import MEAN_SQUARE_FLOOR
 from kernels.wave import Column
 
@@ -159,9 +160,9 @@ def _launch(
     out: Tensor, channels: int, z_t: Tensor, v: Tensor, table: Tensor, v_uncond: Tensor | None, noise: Tensor | None
 ) -> Tensor:
     batch, size = z_t.shape[0], z_t[0].numel()
-    z_t, v, table = _aligned(z_t), _aligned(v), _aligned(table)
-    v_uncond = None if v_uncond is None else _aligned(v_uncond)
-    noise = None if noise is None else _aligned(noise)
+    z_t, v, table = aligned(z_t), aligned(v), aligned(table)
+    v_uncond = None if v_uncond is None else aligned(v_uncond)
+    noise = None if noise is None else aligned(noise)
     block = min(BLOCK, max(LANE_ELEMENTS, triton.next_power_of_2(size)))
     warps = block // LANE_ELEMENTS
     sums, parts = None, 0
@@ -189,9 +190,3 @@ def _launch(
             enable_fp_fusion=False,
         )
     return out
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """Return the tensor contiguous and at a 16-byte address: other addresses get other code, with other sums."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

@@ -18,6 +18,7 @@ from diffusion.autoencoder import Autoencoder
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
+from diffusion.uvit import UViT
 from kernels import Column, hop, last_hop, noise
 from server import metrics
 from server.failures import DeviceLost, OutOfMemory
@@ -85,7 +86,11 @@ class Engine:
 
     def _prepare(self) -> list[Timing]:
         for member in self.family.manifest.members:
-            self._networks[member.name] = self.family.network(member.name, self.device)
+            network = self._networks[member.name] = self.family.network(member.name, self.device)
+            if self.device.type == "cuda" and isinstance(
+                network, UViT
+            ):  # on a CPU it gains nothing (docs/performance.md)
+                network.join_films()
         self._autoencoder = self.family.autoencoder(self.device)
         for sample in self._typical_samples():
             self._find_exact_buckets(sample)

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from diffusion import fusion
 from diffusion.uvit import PRESETS, Level, UViT, UViTConfig
 
 COUNTS = {
@@ -296,3 +297,44 @@ def test_a_compiled_network_has_the_gradients_of_the_eager_one(precision: str):
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
     eager, compiled = gradients
     assert (eager - compiled).norm() < (0.05 if precision == "bf16" else 1e-4) * eager.norm()
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=["layer", "group"])
+def test_the_operations_that_a_gpu_fuses_make_the_same_network_with_the_same_gradients(config, monkeypatch):
+    # in plain PyTorch; tests/kernels holds the kernels to that.  With a mean, so that a forgotten one would show
+    network = awake(config).eval()
+    given = inputs(config)
+
+    def found(fused: bool, kind: torch.dtype) -> list[torch.Tensor]:
+        monkeypatch.setattr(fusion, "fuses", lambda x, over_rows=False: fused)
+        network.double() if kind == torch.float64 else network.float()
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            v = network(given[0].to(network.conv_in.weight) + 1, given[1].to(network.conv_in.weight), given[2])
+        v.double().square().sum().backward()
+        return [v.detach().double(), torch.cat([value.grad.flatten() for value in network.parameters()]).double()]
+
+    exact = found(False, torch.float64)
+    for ours, wanted in zip(found(True, torch.float64), exact, strict=True):
+        assert (ours - wanted).norm() < 1e-10 * wanted.norm()
+    for kind in (torch.float32, torch.bfloat16):
+        for ours, layers, wanted in zip(found(True, kind), found(False, kind), exact, strict=True):
+            assert 0 < (ours - wanted).norm() < 1.5 * (layers - wanted).norm()
+
+
+def test_on_a_cpu_nothing_is_fused():
+    assert not fusion.fuses(torch.zeros(1, 2, 3)) and not fusion.fuses(torch.zeros(1, 2, 3), over_rows=True)
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=["layer", "group"])
+def test_joining_films_changes_neither_results_nor_the_state_dict(config):
+    network, given = awake(config).eval(), inputs(config)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        expected = network(*given)
+        network.join_films()
+        torch.testing.assert_close(network(*given), expected)
+        after = network.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+        network.load_state_dict(awake(config, seed=1).state_dict())
+        torch.testing.assert_close(network(*given), awake(config, seed=1).eval()(*given))

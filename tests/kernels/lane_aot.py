@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import gaussian, gaussian_triton, wave_triton
+from kernels import gaussian, gaussian_triton, heads_triton, modulation_triton, norms_triton, target_triton, wave_triton
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 SHAPES = [(3, 32, 32), (3, 64, 64), (4, 64, 64), (3, 128, 128)]
@@ -74,13 +74,18 @@ def accesses(kernel) -> dict[str, int]:
     return counts
 
 
-def assert_lean(kernel) -> None:
-    """No register spilled, and no fused multiply-add: the plain version has none."""
+def assert_spills_nothing(kernel) -> None:
+    """Every value of a program stays in registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
     assert re.search(r"STACK:0 .*LOCAL:0", usage), usage
+
+
+def assert_lean(kernel) -> None:
+    """No register spilled, and no fused multiply-add: the plain version has none."""
+    assert_spills_nothing(kernel)
     assert "fma." not in kernel.asm["ptx"] and "approx" not in kernel.asm["ptx"]
 
 
@@ -121,3 +126,55 @@ def test_noise_spills_nothing_and_keeps_its_constants_in_float64(compiled):
     for constant in (math.log(2.0), 2.0 * math.pi * 2.0**-32, 1 / 17, 1 / 3, 1 / 6, 1 / 156, gaussian.LOG_SPLIT):
         assert f"0d{struct.pack('>d', constant).hex().upper()}" in kernel.asm["ptx"]
     assert "sqrt.rn.f64" in kernel.asm["ptx"] and "div.rn.f64" in kernel.asm["ptx"]
+
+
+def assert_moves_16_bytes_a_thread(kernel) -> None:
+    """Activations, gradients and results do; only what there is one of for a channel, a row or a group may be narrower."""
+    widths = accesses(kernel)
+    assert widths["ld.v4.b32"] >= 4 and not any(key.startswith("st.b16") for key in widths)
+    if "statistics" not in kernel.metadata.name and "sums" not in kernel.metadata.name:
+        assert widths.get("st.v4.b32", 0) >= 2
+    assert kernel.metadata.shared <= 16384
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "dtype", "following"),
+    [
+        ((2, 4096, 256), 32, torch.bfloat16, "skip"),
+        ((2, 64, 4096), 0, torch.float32, "film"),
+        ((2, 256, 48), 0, torch.bfloat16, "film"),
+    ],
+)
+def test_norms_spill_nothing_and_move_16_bytes_a_thread(shape, groups, dtype, following, compiled):
+    x, weight = torch.randn(shape).to(dtype), torch.ones(shape[2])
+    film = torch.randn(shape[0], 2 * shape[2]).to(dtype) if following == "film" else None
+    given = (x, weight, weight, film, None if film is not None else x)
+    y, statistics = norms_triton.norm(*given, groups, 1e-6, True, dtype)
+    norms_triton.norm_backward(x, *given, statistics, groups, 1e-6, True)
+    assert len(compiled) == (4 if groups else 2)
+    for kernel in compiled.values():
+        assert_spills_nothing(kernel)
+        assert_moves_16_bytes_a_thread(kernel)
+
+
+def test_modulation_and_the_norm_of_heads_spill_nothing_and_move_16_bytes_a_thread(compiled):
+    hidden, film = torch.randn(2, 256, 1024).bfloat16(), torch.randn(2, 2048).bfloat16()
+    qkv, weight = torch.randn(2, 256, 768).bfloat16(), torch.ones(64)
+    modulation_triton.modulate(hidden, film)
+    modulation_triton.modulate_backward(hidden, hidden, film)
+    normed = heads_triton.norm_heads(qkv, weight, weight, weight, weight, 1e-6)
+    heads_triton.norm_heads_backward(normed, qkv, weight, weight, 1e-6)
+    assert len(compiled) == 4
+    for kernel in compiled.values():
+        assert_spills_nothing(kernel)
+        assert_moves_16_bytes_a_thread(kernel)
+
+
+def test_the_target_spills_nothing_and_moves_16_bytes_a_thread(compiled):
+    z = torch.randn(2, 3, 64, 64)
+    given = (z.bfloat16(), z, z, z, torch.ones(2, 6))
+    _, facts = target_triton.target_distance(*given, 1e-4)
+    target_triton.target_gradient(torch.ones(2), *given, facts)
+    for kernel in compiled.values():
+        assert_lean(kernel)
+        assert accesses(kernel)["ld.v4.b32"] >= 3

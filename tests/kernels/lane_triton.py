@@ -1,8 +1,8 @@
 """The Triton kernels against float64 and against the plain version; run by test_triton_lanes.py, one lane a process.
 
 STEPDIAL_LANE=interpret: on the CPU, by Triton's interpreter (TRITON_INTERPRET=1 must be set before Triton is imported).
-STEPDIAL_LANE=cuda: on a GPU.  The kernels store only float32 and bytes, so the interpreter's truncating bfloat16 casts
-are never met, and need no patch.
+STEPDIAL_LANE=cuda: on a GPU.  These kernels store only float32 and bytes, so the interpreter's truncating bfloat16 casts
+are never met.
 """
 
 import os

@@ -24,8 +24,8 @@ z = kernels.noise([1, 2], [0, 0], (3, 4, 4))
 table = torch.tensor([[0.6, 0.8, 0.8, 0.6, 0.1, 0.0, 0.0, 1.0]] * 2)
 assert kernels.hop(z, z, table).isfinite().all()
 assert kernels.last_hop(z, z, table).shape == (2, 4, 4, 3)
-from kernels.backend import _triton_installed
-assert not _triton_installed()
+from kernels.backend import _TRITON_INSTALLED
+assert not _TRITON_INSTALLED
 """)
 
 

@@ -9,7 +9,7 @@ from host_sync import NoHostSync
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import noise
+from kernels import gaussian, gaussian_numpy, noise
 from kernels.gaussian import plain_noise
 from kernels.philox import philox
 
@@ -134,3 +134,13 @@ def test_the_operator_is_registered_soundly_and_the_plain_version_reads_nothing_
     torch.library.opcheck(torch.ops.stepdial.noise.default, (seeds, seeds, seeds, [3, 4, 4]))
     with NoHostSync():
         plain_noise(seeds, seeds, seeds, [3, 4, 4])
+
+
+@pytest.mark.parametrize(("batch", "shape"), [(1, (1,)), (7, (3, 5, 7)), (3, (3, 32, 32)), (2, (3, 120, 120))])
+def test_on_a_cpu_the_noise_is_the_plain_versions_to_the_bit(batch, shape, monkeypatch):
+    monkeypatch.setattr(gaussian_numpy, "COUNTERS", 1024)  # several images in a piece, and several pieces in an image
+    draw = torch.Generator().manual_seed(3)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=draw)
+    indices, streams = torch.randint(0, 2**32, (2, batch), generator=draw)
+    found = noise(seeds, indices, shape, stream=streams)
+    assert found.is_contiguous() and torch.equal(found, gaussian.plain_noise(seeds, indices, streams, shape))

@@ -1,0 +1,64 @@
+"""A comparison: one job, done by several, with the bytes that it has to move."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.clock import Clock
+from benchmarks.kernels.result import Row
+
+OURS = "stepdial"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One job.  `functions` are called without arguments; OURS is among them."""
+
+    piece: str
+    job: str
+    """What is done, and to what shape."""
+    bytes: int
+    """What any implementation has to read and write, each operand once."""
+    functions: Mapping[str, Callable[[], object]]
+    uncapturable: frozenset[str] = field(default=frozenset())
+    """Functions that read the device's data on the host, which a CUDA graph does not allow."""
+
+    def rows(self, clock: Clock, copy: float) -> list[Row]:
+        """Time it.  copy: bytes a second of a copy on this device."""
+        functions = dict(self.functions)
+        if clock.device.type == "cuda":
+            for name, function in self.functions.items():
+                if name not in self.uncapturable:
+                    functions[f"{name}, in a CUDA graph"] = clock.captured(function)
+        return [
+            Row(
+                piece=self.piece,
+                job=self.job,
+                by=name,
+                calls=times.calls,
+                microseconds=(1e6 * times.low, 1e6 * times.median, 1e6 * times.high),
+                bytes=self.bytes,
+                of_copy=self.bytes / times.median / copy,
+            )
+            for name, times in clock.compare(functions).items()
+        ]
+
+
+def copy_speed(clock: Clock) -> float:
+    """Return the bytes a second, read and written, at which a large tensor is copied."""
+    size = (64 << 20) if clock.device.type == "cpu" else (1 << 30)
+    source = torch.zeros(size // 4, device=clock.device)
+    target = torch.empty_like(source)
+    return 2 * size / clock.compare({"copy": lambda: target.copy_(source)}, least=9)["copy"].median
+
+
+def size_of(*tensors: Tensor | None) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def shape_name(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """Return a shape and a dtype in short."""
+    return f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"

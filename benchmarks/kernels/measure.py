@@ -1,0 +1,45 @@
+"""The pieces of the measurement, each by itself, and all of them."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.kernels import films, layers, targets, updates
+from benchmarks.kernels.clock import Clock
+from benchmarks.kernels.comparison import Comparison, copy_speed
+from benchmarks.kernels.result import Result, Row
+from diffusion.provenance import commit, device_name, now, versions
+
+PIECES: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
+    "hop": updates.hops,
+    "last_hop": updates.last_hops,
+    "noise": updates.noises,
+    "norm": layers.forward,
+    "norm_backward": layers.backward,
+    "target": targets.targets,
+    "film": films.films,
+}
+"""What can be measured by itself; each ends within minutes."""
+
+
+def measure(
+    pieces: Iterable[str], device: torch.device, *, seconds: float = 2.0, command: str = "", note: str = ""
+) -> Result:
+    """Measure these pieces on a device.  seconds: how long each comparison is timed.  Raises KeyError for an unknown piece."""
+    begun, clock, rows = now(), Clock(device, seconds=seconds), list[Row]()
+    copy = copy_speed(clock)
+    for piece in pieces:
+        for comparison in tqdm(PIECES[piece](device), desc=piece, unit=" comparisons"):
+            rows += comparison.rows(clock, copy)
+    return Result(
+        command=command,
+        commit=commit(),
+        device=device_name(device),
+        kind="cuda" if device.type == "cuda" else "cpu",
+        versions=versions(),
+        measured_at=begun,
+        note=note,
+        copy_gb_per_second=copy / 1e9,
+        results=tuple(rows),
+    )

@@ -1,0 +1,89 @@
+"""The result file, and the table that it becomes."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MARK = "<!-- kernels {device} -->\n"
+END = "<!-- end -->"
+
+
+class Row(BaseModel):
+    """One job done by one implementation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    piece: str
+    job: str
+    by: str
+    calls: int
+    microseconds: tuple[float, float, float]
+    """Of a call: the fifth, the half and four fifths of all calls were faster than this."""
+    bytes: int
+    """What any implementation has to read and write."""
+    of_copy: float
+    """bytes over the median's time, as a share of the copy's speed."""
+
+
+class Result(BaseModel):
+    """What was measured on one device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal[1] = 1
+    command: str
+    commit: str
+    device: str
+    kind: Literal["cpu", "cuda"]
+    versions: dict[str, str]
+    measured_at: str
+    note: str
+    """What else a reader has to know, such as what the machine was shared with."""
+    copy_gb_per_second: float
+    """Speed of a copy of a large tensor, bytes read and written, 1e9 a second."""
+    results: tuple[Row, ...]
+
+    def write(self, file: Path) -> None:
+        """Write it, first under a temporary name."""
+        temporary = file.with_name(f".{file.name}.new")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n")
+        temporary.replace(file)
+
+
+def read_result(file: Path) -> Result:
+    """Return the result that a file holds.  Raises OSError, and ValueError for a file that holds none."""
+    return Result.model_validate_json(file.read_text())
+
+
+def table(result: Result) -> str:
+    """Return a result as a Markdown table: every job a block of rows, times beside the job's fastest."""
+    lines = ["| job | by | median | a fifth below, above | of a copy's speed |", "|---|---|---:|---:|---:|"]
+    before = ""
+    for row in result.results:
+        low, median, high = row.microseconds
+        job = row.job if row.job != before else ""
+        lines.append(
+            f"| {job} | {row.by} | {_time(median)} | {_time(low)}, {_time(high)} | {100 * row.of_copy:.0f} % |"
+        )
+        before = row.job
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "stepdial")
+    lines += [
+        "",
+        f"{result.device}; a copy moves {result.copy_gb_per_second:.1f} GB/s. {result.note} "
+        f"`{result.command}` at commit {result.commit}, {versions}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds:,.0f} µs" if microseconds < 10_000 else f"{microseconds / 1000:,.1f} ms"
+
+
+def write_table(result: Result, file: Path) -> None:
+    """Put a result's table between its marks in a Markdown file.  Raises ValueError where the marks are not there."""
+    text, mark = file.read_text(), MARK.format(device=result.kind)
+    if mark not in text:
+        raise ValueError(f"{file.name} has no place for the table: {mark.strip()}")
+    before, after = text.split(mark, 1)
+    file.write_text(before + mark + table(result) + after[after.index(END) :])
