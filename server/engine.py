@@ -190,6 +190,7 @@ class Engine:
                 decoded=self._autoencoder is not None,
                 words=self.family.manifest.text is not None,
                 device=self.device,
+                kind=torch.bfloat16 if self.family.precision == "bf16" else torch.float32,
             )
         return known
 

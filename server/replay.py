@@ -56,12 +56,13 @@ class Replay:
         decoded: bool,
         words: bool,
         device: torch.device,
+        kind: torch.dtype = torch.float32,
     ):
         """shape: of a latent, (C, H, W).  columns: of the condition.  decoded: whether another network makes the images.
 
-        words: whether the condition stays in host memory, where a prompt's words are looked up.
+        words: whether the condition stays in host memory, where a prompt's words are looked up.  kind: what the network takes.
         """
-        self._network, self._guided, self._decoded, self._words = network, guided, decoded, words
+        self._network, self._guided, self._decoded, self._words, self._kind = network, guided, decoded, words, kind
         self._fields = {
             "table": (torch.float32, (rows, len(Column))),
             "ending": (torch.float32, (rows, len(Column))),
@@ -140,10 +141,11 @@ class Replay:
 
     def _predict(self, logsnr: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         """v, and v without the condition where waves are guided."""
+        z = self.z.to(self._kind)
         if not self._guided:
-            return self._network(self.z, logsnr, condition), None
+            return self._network(z, logsnr, condition), None
         both = torch.cat([condition, torch.zeros_like(condition)])
-        v, v_uncond = self._network(torch.cat([self.z, self.z]), logsnr.repeat(2), both).chunk(2)
+        v, v_uncond = self._network(torch.cat([z, z]), logsnr.repeat(2), both).chunk(2)
         return v, v_uncond
 
     def _views(self, memory: Tensor) -> dict[str, Tensor]:
