@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,8 @@ from diffusion.family import Family
 from diffusion.plans import Hop, Plan, teacher_plan
 from server.engine import Engine, choose_device
 from server.samples import Previewed, Sample, Turn
+from tests.diffusion.captures import fixed_memory, impossible
 from tests.kernels.host_sync import NoHostSync
-
-R = TypeVar("R")
 
 MIXED = Plan(
     hops=(
@@ -24,18 +23,6 @@ MIXED = Plan(
     )
 )
 """Every kind of update: two evaluations in one hop, fresh noise, a change of network."""
-
-
-def fixed_memory(step: Callable[[], R], /) -> Callable[[], R]:
-    """Repeat a step as a CUDA graph does: results are always in the memory of the first ones."""
-    results = tuple(value.clone() for value in step())  # type: ignore[attr-defined]
-
-    def repeat() -> R:
-        for kept, value in zip(results, step(), strict=True):  # type: ignore[call-overload]
-            kept.copy_(value)
-        return results  # type: ignore[return-value]
-
-    return repeat
 
 
 def prepared(family: Family, capture: Any = None, device: str = "cpu") -> Engine:
@@ -87,15 +74,10 @@ def test_what_a_wave_returned_is_not_overwritten_by_the_next(repeating: Engine, 
         assert torch.equal(result.latent, latent) and np.array_equal(result.pixels, pixels)
 
 
-def wrong(step: Callable[[], R], /) -> Callable[[], R]:
+def wrong(step: Callable[[], Any], /) -> Callable[[], Any]:
     """Repeat the step's first results, whatever it is to read: what a graph does that has the inputs' values in it."""
     results = step()
     return lambda: results
-
-
-def impossible(step: Callable[[], R], /) -> Callable[[], R]:
-    """Refuse as CUDA does."""
-    raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
 
 @pytest.mark.parametrize(
