@@ -1,7 +1,7 @@
 """Timing on a CPU or a GPU, and the two ceilings of a device: its matrix products and its copies."""
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 
@@ -16,25 +16,31 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
         began = perf_counter()
         run()
         return perf_counter() - began
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
-    began.record()
+    start.record()
     run()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
-def alternate(runs: Sequence[Callable[[], object]], device: torch.device, *, rounds: int) -> list[Spread]:
-    """Time several runs in turn, so that what else the machine does meets all of them alike."""
+def alternate(
+    runs: Sequence[Callable[[], object]], device: torch.device, *, rounds: int
+) -> list[tuple[Spread, Spread]]:
+    """Time several runs in turn, so that what else the machine does meets all of them alike.
+
+    Returns the seconds of each, and its seconds of processor time, in which a busy machine's other work is not.
+    """
     for run in runs:
         for _ in range(WARM_UPS):
             run()
-    times: list[list[float]] = [[] for _ in runs]
+    times: list[list[tuple[float, float]]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, taken in zip(runs, times, strict=True):
-            taken.append(seconds(run, device))
-    return [Spread.of(taken) for taken in times]
+            began = process_time()
+            taken.append((seconds(run, device), process_time() - began))
+    return [(Spread.of([wall for wall, _ in taken]), Spread.of([used for _, used in taken])) for taken in times]
 
 
 def matrix_peak(device: torch.device, kind: torch.dtype, *, size: int, rounds: int = 10) -> float:
