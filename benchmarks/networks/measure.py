@@ -36,7 +36,7 @@ def evaluations(
     device: torch.device,
     *,
     rounds: int,
-    size: int | None = None,
+    peak: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Time evaluations of a network in several ways, at each of some batch sizes; yields a result of each.
 
