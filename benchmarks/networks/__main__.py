@@ -10,6 +10,7 @@ import torch
 from benchmarks.networks.measure import compile_starts, evaluations, peaks, training
 from benchmarks.networks.ways import ON_CPU, ON_GPU, WAYS, operations
 from benchmarks.record import record
+from diffusion import provenance
 from diffusion.family import open_family
 from diffusion.uvit import PRESETS, UViT
 
@@ -84,7 +85,7 @@ def _results(asked: argparse.Namespace, network: UViT, device: torch.device) -> 
 
 def main() -> None:
     """Measure, print, and write the result file."""
-    asked = parser().parse_args()
+    asked, _ = parser().parse_args(), provenance.commit()  # of the code that runs, before it changes under a long run
     torch.set_num_threads(asked.threads)
     device, network = torch.device(asked.device), _network(asked)
     if asked.no_result:
