@@ -81,6 +81,11 @@ dashboards: .venv/.test prometheus
 processes: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_world.py
 
+# every piece of the queue for a GPU, in small on this machine; minutes
+.PHONY: gpu-queue-test
+gpu-queue-test: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_gpu_queue.py
+
 # checkov has an environment of its own: it pins what others need newer
 kubernetes: .venv/.test .venv/checkov redis
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/.yamllint.yaml deploy/kubernetes

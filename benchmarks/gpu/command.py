@@ -34,9 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--work", type=Path, default=HERE.parents[1] / "runs" / "gpu", help="folder of checkpoints and copies"
     )
-    made.add_argument(
-        "--readme", action="store_true", help="write what was measured into README.md of the results' folder"
-    )
+    made.add_argument("--readme", action="store_true", help="write what was measured into README.md")
     return made
 
 
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work=asked.work,
     )
     if asked.readme:
-        write_table(asked.results / "README.md", ask)
+        write_table(HERE / "README.md", ask)
         return 0
     if not asked.piece:
         print("\n".join(line for piece in PIECES for line in _listed(piece, ask)))
@@ -67,7 +65,9 @@ def _listed(piece: Piece, ask: Ask) -> list[str]:
     result = Result.read(piece, ask.results)
     lines = [f"{piece.name}: {piece.question}"]
     for step in piece.steps(ask):
-        done = result.done.get(step.name)
-        state = f"{done.device}, {done.commit}, {done.measured_at[:10]}" if done else result.failed.get(step.name)
-        lines.append(f"  {step.name}: {state or result.unfinished.get(step.name) or 'not measured'}")
+        done = [
+            f"{d.device}, {d.commit}, {d.measured_at[:10]}" for d in result.done if d.step == step.name and not d.tiny
+        ]
+        state = "; ".join(done) or result.failed.get(step.name) or result.unfinished.get(step.name)
+        lines.append(f"  {step.name}: {state or 'not measured'}")
     return lines

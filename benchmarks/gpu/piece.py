@@ -69,6 +69,7 @@ class Done(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    step: str
     command: str
     commit: str
     device: str
@@ -89,8 +90,8 @@ class Result(BaseModel):
     format: Literal[1] = 1
     piece: str
     question: str
-    done: dict[str, Done] = {}
-    """By step."""
+    done: list[Done] = []
+    """One for each step and device."""
     failed: dict[str, str] = {}
     """Why steps gave nothing when they were last tried."""
     unfinished: dict[str, str] = {}
@@ -100,6 +101,10 @@ class Result(BaseModel):
     def file(piece: Piece, folder: Path) -> Path:
         """Where a piece's result is."""
         return folder / f"{piece.name}.json"
+
+    def of(self, step: str, device: str, *, tiny: bool) -> Done | None:
+        """Return what a step gave on a device, if it did."""
+        return next((d for d in self.done if (d.step, d.device, d.tiny) == (step, device, tiny)), None)
 
     @classmethod
     def read(cls, piece: Piece, folder: Path) -> "Result":
@@ -124,13 +129,12 @@ def run(piece: Piece, ask: Ask, *, again: bool = False) -> Result:
     """
     result, device = Result.read(piece, ask.results), provenance.device_name(torch.device(ask.device))
     for step in piece.steps(ask):
-        known = result.done.get(step.name)
-        if known and not again and (known.device, known.tiny) == (device, ask.tiny):
+        if result.of(step.name, device, tiny=ask.tiny) and not again:
             continue
         if ask.seconds_left < 60 * step.minutes and not ask.tiny:
-            result.unfinished[step.name] = result.unfinished.get(step.name, "not begun")
-            continue
-        _take(step, ask, result, device)
+            result.unfinished.setdefault(step.name, "not begun")
+        else:
+            _take(step, ask, result, device)
         result.write(piece, ask.results)
     return result
 
@@ -147,7 +151,10 @@ def _take(step: Step, ask: Ask, result: Result, device: str) -> None:
     except (StepFailed, RuntimeError) as error:  # torch's errors are RuntimeErrors, an exhausted memory too
         result.failed[step.name] = str(error).partition("\n")[0][:300]
     else:
-        result.done[step.name] = Done(
+        known = result.of(step.name, device, tiny=ask.tiny)
+        result.done = [done for done in result.done if done is not known]
+        done = Done(
+            step=step.name,
             command=f"benchmarks/gpu/run --piece {result.piece}" + " --tiny" * ask.tiny,
             commit=provenance.commit(),
             device=device,
@@ -157,6 +164,7 @@ def _take(step: Step, ask: Ask, result: Result, device: str) -> None:
             tiny=ask.tiny,
             values=values,
         )
+        result.done.append(done)
         print(f"{result.piece}: {step.name} {values}", flush=True)
         return
     print(f"{result.piece}: {step.name} {result.failed.get(step.name) or result.unfinished[step.name]}", flush=True)

@@ -25,21 +25,18 @@ def write_table(file: Path, ask: Ask) -> None:
 
 def _row(piece: Piece, ask: Ask) -> str:
     """One piece: of trials with tiny sizes nothing counts."""
-    result = Result.read(piece, ask.results)
-    done = {name: step for name, step in result.done.items() if not step.tiny}
-    places = dict.fromkeys(f"{step.device}, {step.commit}" for step in done.values())
-    measured = [
-        f"{', '.join(name for name, step in done.items() if f'{step.device}, {step.commit}' == place)}: {place}"
-        for place in places
-    ]
-    missing = [
-        f"{step.name} (failed: {result.failed[step.name]})" if step.name in result.failed else step.name
-        for step in piece.steps(ask)
-        if step.name not in done
-    ]
+    result, steps = Result.read(piece, ask.results), [step.name for step in piece.steps(ask)]
+    done = [step for step in result.done if not step.tiny and step.step in steps]
+    places: dict[str, list[str]] = {}
+    for step in done:
+        places.setdefault(f"{step.device}, {step.commit}", []).append(step.step)
+    measured = [f"{_all(names, steps)}: {place}" for place, names in places.items()]
+    missing = [name for name in steps if name not in {step.step for step in done}]
+    reasons = [f"{name} failed: {result.failed[name]}" for name in missing if name in result.failed]
     link = f"[{piece.name}]({piece.name}.json)" if done else f"`{piece.name}`"
-    return f"| {link} | {piece.question} | {'; '.join(measured) or 'nothing'} | {_cell(missing)} |"
+    cells = (link, piece.question, "; ".join(measured) or "-", "; ".join([_all(missing, steps) or "-", *reasons]))
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _cell(steps: list[str]) -> str:
-    return "; ".join(steps).replace("|", "/") or "-"
+def _all(names: list[str], steps: list[str]) -> str:
+    return "everything" if len(names) == len(steps) else "; ".join(names)

@@ -21,6 +21,8 @@ from diffusion.family import Precision, open_family
 
 CLIENTS, WAVE = 256, 64
 """Clients that each ask again at once, and the largest wave: enough of the one to fill the other."""
+LIMITS = ("--max-evaluations", "1000000", "--cache-bytes", "0")
+"""So that nothing is refused and nothing is remembered."""
 ROUNDS = 3
 
 
@@ -44,7 +46,19 @@ def served(ask: Ask, source: str, *flags: str) -> Iterator[Server]:
     began = monotonic()
     with log.open("w") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--family", str(family), "--port", "0", "--device", ask.device, *flags],
+            [
+                sys.executable,
+                "-m",
+                "server",
+                "--family",
+                str(family),
+                "--port",
+                "0",
+                "--device",
+                ask.device,
+                *LIMITS,
+                *flags,
+            ],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=printed,
@@ -96,7 +110,7 @@ def saturation(source: str, mix: str, precision: Precision) -> Callable[[Ask], d
         family = open_family(ROOT / "families" / ("digits" if ask.tiny else source), precision)
         weights = {int(steps): float(weight) for steps, weight in (part.split(":") for part in mix.split(","))}
         loops = {steps: bare_loop(family, steps, wave, ask.device)[1] for steps in weights}
-        with served(ask, source, "--precision", precision, "--max-wave", str(wave), "--cache-bytes", "0") as server:
+        with served(ask, source, "--precision", precision, "--max-wave", str(wave)) as server:
             pairs = [
                 (_offer(ask, server.url, mix, "exact"), _bare(ask, loops, weights, wave))
                 for _ in range(1 if ask.tiny else ROUNDS)
@@ -115,7 +129,7 @@ def price_of_exact(source: str, mix: str, precision: Precision) -> Callable[[Ask
     """Return a step that measures images a second of exact and of fast samples, in turn."""
 
     def step(ask: Ask) -> dict[str, Any]:
-        flags = ["--precision", precision, "--max-wave", "4" if ask.tiny else str(WAVE), "--cache-bytes", "0"]
+        flags = ["--precision", precision, "--max-wave", "4" if ask.tiny else str(WAVE)]
         with served(ask, source, *flags) as server:
             pairs = [
                 (_offer(ask, server.url, mix, "exact"), _offer(ask, server.url, mix, "fast"))
