@@ -29,6 +29,7 @@ from diffusion.files import file_sha256
 from diffusion.frontier import Frontier, Position, Source
 from diffusion.manifest import FRONTIER, MANIFEST, FileRecord, GoldenSample, Manifest, MemberNetwork, NetworkConfig
 from diffusion.plans import Plan, Variance
+from diffusion.steady import steady
 from diffusion.text import TextEncoder
 from diffusion.uvit import UViT, UViTConfig
 from diffusion.variance import analytic_variance
@@ -170,6 +171,8 @@ class Family:
             raise FamilyError(f"{member.weights.file} holds weights that are not numbers")
         kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
         network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if torch.device(device).type == "cpu":
+            steady(network)
         return network.eval().requires_grad_(False)
 
     @cached_property

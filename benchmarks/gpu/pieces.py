@@ -14,6 +14,15 @@ TINY = ("--family", "{work}/digits", "--runs", "{work}/runs", "--tracker", "none
 SCENES = ("--family", "{work}/scenes", "--runs", "{work}/runs", "--tracker", "none")
 
 
+def _of_kernels(ask: Ask) -> Sequence[Step]:
+    names = ("hop", "last_hop", "noise", "norm", "norm_backward", "film")
+    sizes = ("--seconds", "0.01") if ask.tiny else ()
+    return tuple(
+        Step(name, measured_by("--pieces", name, *sizes, module="benchmarks.kernels"), 5)
+        for name in (names[2:3] if ask.tiny else names)
+    )
+
+
 def _networks(*arguments: str, minutes: float, name: str) -> Step:
     return Step(name, lambda ask: measured_by(*_small(ask, arguments), module="benchmarks.networks")(ask), minutes)
 
@@ -84,7 +93,7 @@ PIECES: tuple[Piece, ...] = (
     Piece(
         "kernels",
         "what do hop, noise and norms take against memory traffic, eager, compiled and diffusers?",
-        lambda ask: (Step("kernels", measured_by(module="benchmarks.kernels"), 7),),
+        _of_kernels,
     ),
     Piece(
         "networks",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.networks.measure import compile_starts, evaluations, peaks, training
+from benchmarks.networks.report import write_table
 from benchmarks.networks.ways import ON_CPU, ON_GPU, WAYS, operations
 from benchmarks.record import record
 from diffusion import provenance
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--starts", action="store_true", help="time compiling with an empty and with a filled cache too")
     made.add_argument("--note", default="", help="what else a reader has to know")
     made.add_argument("--out", type=Path, help="result file")
+    made.add_argument("--report", type=Path, help="measure nothing; write the table of --out into this document")
     made.add_argument("--no-result", action="store_true", help="evaluate each once, for --starts")
     return made
 
@@ -86,13 +88,15 @@ def _results(asked: argparse.Namespace, network: UViT, device: torch.device) -> 
 def main() -> None:
     """Measure, print, and write the result file."""
     asked, _ = parser().parse_args(), provenance.commit()  # of the code that runs, before it changes under a long run
+    if asked.report:
+        return write_table(asked.out, asked.report)
     torch.set_num_threads(asked.threads)
     device, network = torch.device(asked.device), _network(asked)
     if asked.no_result:
         for _ in evaluations(network, asked.ways, asked.rows, device, rounds=1, peak={"fp32": 1.0, "bf16": 1.0}):
             pass
         return
-    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "note", "no_result")}
+    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "note", "no_result", "report")}
     settings |= {"family": asked.family.name, "operations_of_an_evaluation": operations(network.config)}
     results = _results(asked, network, device)
     found = record("benchmarks.networks", device, results, settings=settings, note=asked.note)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.clock import alternate, matrix_peak
-from benchmarks.networks.ways import WAYS, evaluation, inputs, network_in, operations
+from benchmarks.networks.ways import WAYS, Inputs, Way, evaluation, inputs, network_in, operations
 from diffusion.uvit import UViT
 
 SIZES = {"cpu": 1024, "cuda": 8192}
@@ -40,24 +41,22 @@ def evaluations(
 ) -> Iterator[dict[str, Any]]:
     """Time evaluations of a network in several ways, at each of some batch sizes; yields a result of each.
 
-    A way that cannot be on this device yields why.  Utilisation is of the matrix peak.
+    A way that cannot be on this device yields why.  Utilisation is of the matrix peak; equal_bits tells whether rows have the
+    bits that they have in the largest batch.
     """
-    flops = operations(network.config)
     made = {name: network_in(WAYS[name], network) for name in ways}
+    given, whole = inputs(network.config, max(rows), device), {}
+    for name in ways:
+        try:
+            whole[name] = _run(evaluation(WAYS[name], made[name], given), device)
+        except RuntimeError as error:
+            yield {"way": name, "failed": str(error).partition("\n")[0]}
+    expected, flops = evaluation(WAYS["fp32"], network, given)().float(), operations(network.config)
     for count in rows:
-        given, runs, first = inputs(network.config, count, device), {}, {}
-        for name in ways:
-            began = perf_counter()
-            try:
-                runs[name] = evaluation(WAYS[name], made[name], given)
-                first[name] = _run(runs[name], device), perf_counter() - began
-            except RuntimeError as error:
-                runs.pop(name, None)
-                yield {"way": name, "rows": count, "failed": str(error).partition("\n")[0]}
-        expected = evaluation(WAYS["fp32"], network, given)().float()
-        taken = alternate([*runs.values()], device, rounds=rounds)
-        for name, (wall, processor) in zip(runs, taken, strict=True):
-            v, seconds = first[name]
+        part = tuple(value[:count] for value in given)
+        runs = {name: _begun(WAYS[name], made[name], part, device) for name in whole}
+        taken = alternate([run for run, _, _ in runs.values()], device, rounds=rounds)
+        for (name, (_, v, first)), (wall, processor) in zip(runs.items(), taken, strict=True):
             ceiling = peak["bf16" if WAYS[name].kind == torch.bfloat16 else "fp32"]
             yield {
                 "way": name,
@@ -66,9 +65,17 @@ def evaluations(
                 "processor_seconds": processor.model_dump(),
                 "images_per_second": count / wall.median,
                 "utilisation": flops * count / wall.median / ceiling,
-                "first_seconds": seconds,
-                "relative_error": ((v.float() - expected).norm() / expected.norm()).item(),
+                "first_seconds": first,
+                "relative_error": ((v.float() - expected[:count]).norm() / expected[:count].norm()).item(),
+                "equal_bits": torch.equal(v, whole[name][:count]),
             }
+
+
+def _begun(way: Way, network: UViT, given: Inputs, device: torch.device) -> tuple[Callable[[], Tensor], Tensor, float]:
+    """What evaluates, its first result, and how long that took, compiling and recording included."""
+    began = perf_counter()
+    run = evaluation(way, network, given)
+    return run, _run(run, device), perf_counter() - began
 
 
 def training(
@@ -93,11 +100,11 @@ def training(
         }
 
 
-def _training_step(network: UViT, rows: int, device: torch.device) -> Callable[[], torch.Tensor]:
+def _training_step(network: UViT, rows: int, device: torch.device) -> Callable[[], Tensor]:
     z, logsnr, condition = inputs(network.config, rows, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda")
 
-    def step() -> torch.Tensor:
+    def step() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
             loss = F.mse_loss(network(z, logsnr, condition).float(), z)
         loss.backward()
@@ -108,7 +115,7 @@ def _training_step(network: UViT, rows: int, device: torch.device) -> Callable[[
     return step
 
 
-def _run(run: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
+def _run(run: Callable[[], Tensor], device: torch.device) -> Tensor:
     value = run().clone()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

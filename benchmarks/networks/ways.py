@@ -1,6 +1,5 @@
 """The ways to evaluate a network that are compared, and what each is given."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.capture import cuda_graphs
+from diffusion.steady import steady
 from diffusion.uvit import UViT, UViTConfig
 
 
@@ -23,6 +23,8 @@ class Way:
     """How images lie in memory at first; between, the network itself asks for channels-last."""
     compiled: bool = False
     """By torch.compile for each batch size; on a GPU with max-autotune."""
+    plain: bool = False
+    """On a CPU: with PyTorch's own layers, not as `diffusion.steady` has them."""
     graph: bool = False
     """Repeated as a CUDA graph."""
 
@@ -31,6 +33,7 @@ WAYS = {
     way.name: way
     for way in (
         Way("fp32"),
+        Way("fp32-plain", plain=True),
         Way("fp32-contiguous", memory=torch.contiguous_format),
         Way("fp32-compiled", compiled=True),
         Way("bf16", torch.bfloat16),
@@ -41,11 +44,13 @@ WAYS = {
         Way("bf16-compiled-graph", torch.bfloat16, compiled=True, graph=True),
     )
 }
-ON_CPU = ("fp32", "fp32-contiguous", "fp32-compiled", "bf16")
-ON_GPU = tuple(WAYS)
+ON_CPU = ("fp32", "fp32-plain", "fp32-contiguous", "fp32-compiled", "bf16")
+ON_GPU = tuple(way.name for way in WAYS.values() if not way.plain)
+Inputs = tuple[Tensor, ...]
+"""Latents, log SNRs and conditions."""
 
 
-def inputs(config: UViTConfig, rows: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(config: UViTConfig, rows: int, device: torch.device | str) -> Inputs:
     """Return random latents, log SNRs and conditions, the same each time."""
     generator = torch.Generator().manual_seed(rows)
     z = torch.randn(rows, config.channels, config.resolution, config.resolution, generator=generator)
@@ -69,15 +74,18 @@ def operations(config: UViTConfig) -> int:
 
 def network_in(way: Way, network: UViT) -> UViT:
     """Return a copy of a network as a way has it; where it is compiled, it is when it is first called with a batch size."""
-    made = copy.deepcopy(network).to(way.kind)
-    made.to(memory_format=way.memory)  # type: ignore[call-overload]
+    device = next(network.parameters()).device
+    made = UViT(network.config).eval().requires_grad_(False)
+    made.load_state_dict(network.state_dict())
+    made.to(device, way.kind, memory_format=way.memory)  # type: ignore[call-overload]
     if way.compiled:
-        on_gpu = next(network.parameters()).is_cuda
-        made.compile(dynamic=False, mode="max-autotune-no-cudagraphs" if on_gpu else "default")
+        made.compile(dynamic=False, mode="max-autotune-no-cudagraphs" if device.type == "cuda" else "default")
+    elif device.type == "cpu" and not way.plain:
+        steady(made)
     return made
 
 
-def evaluation(way: Way, network: UViT, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
+def evaluation(way: Way, network: UViT, given: Inputs) -> Callable[[], Tensor]:
     """Return what evaluates a network of `network_in` on these inputs in a way, and returns v."""
     z, logsnr, condition = given
     z = z.to(way.kind).contiguous(memory_format=way.memory)
