@@ -88,6 +88,11 @@ CASES ?= 2000
 fuzz: .venv/.test
 	OMP_NUM_THREADS=1 FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -m slow tests/server/test_fuzzing.py
 
+# every piece of the queue for a GPU, in small on this machine; minutes
+.PHONY: gpu-queue-test
+gpu-queue-test: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_gpu_queue.py
+
 # checkov has an environment of its own: it pins what others need newer
 kubernetes: .venv/.test .venv/checkov redis
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/.yamllint.yaml deploy/kubernetes

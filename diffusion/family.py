@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -23,17 +23,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion.autoencoder import Autoencoder
-from diffusion.backbone import Backbone, LibraryMissing
+from diffusion.backbone import Backbone, BackboneConfig, LibraryMissing
 from diffusion.condition import GUIDANCE_PARTS, TextConditioning
 from diffusion.files import file_sha256
 from diffusion.frontier import Frontier, Position, Source
 from diffusion.manifest import FRONTIER, MANIFEST, FileRecord, GoldenSample, Manifest, MemberNetwork, NetworkConfig
 from diffusion.plans import Plan, Variance
+from diffusion.steady import steady
 from diffusion.text import TextEncoder
 from diffusion.uvit import UViT, UViTConfig
 from diffusion.variance import analytic_variance
 
 R = TypeVar("R", bound=BaseModel)
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in. In bf16 their weights and all that is between z_t and v take half the memory."""
 
 
 class FamilyError(ValueError):
@@ -43,8 +46,10 @@ class FamilyError(ValueError):
 class Family:
     """A family whose files are all there and are what the manifest says.  Made by `open_family`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, frontier: Frontier | None):
+    def __init__(self, folder: Path, manifest: Manifest, frontier: Frontier | None, precision: Precision = "fp32"):
         self.folder, self.manifest, self.frontier = folder, manifest, frontier
+        self.precision = precision
+        """What its networks compute in, here and now."""
 
     @property
     def name(self) -> str:
@@ -142,8 +147,15 @@ class Family:
             raise FamilyError(f"{MANIFEST} of family {self.name!r} describes a network that cannot be built") from error
 
     def network(self, name: str, device: torch.device | str = "cpu") -> MemberNetwork:
-        """Return a member's network in float32, evaluation mode.  Raises FamilyError if the weights do not fit it."""
+        """Return a member's network in the family's precision, evaluation mode.
+
+        Raises FamilyError if the weights do not fit it, or there is no such network in this precision.
+        """
         member = self.manifest.member(name)
+        if self.precision != "fp32" and isinstance(member.network, BackboneConfig):
+            raise FamilyError(
+                f"family {self.name!r} cannot be drawn in {self.precision}: its networks are diffusers', and drawn in fp32"
+            )
         with torch.device("meta"):
             network = self.build(member.network)
         if not {key for key, _ in network.named_buffers()} <= network.state_dict().keys():
@@ -157,7 +169,10 @@ class Family:
             ) from error
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             raise FamilyError(f"{member.weights.file} holds weights that are not numbers")
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if torch.device(device).type == "cpu":
+            steady(network)
         return network.eval().requires_grad_(False)
 
     @cached_property
@@ -230,8 +245,11 @@ class Family:
             raise FamilyError(f"{record.file} is not a readable safetensors file") from error
 
 
-def open_family(folder: Path | str) -> Family:
-    """Open a family and check its manifest and the SHA-256 of every file.  Raises FamilyError in one sentence."""
+def open_family(folder: Path | str, precision: Precision = "fp32") -> Family:
+    """Open a family and check its manifest and the SHA-256 of every file.  Raises FamilyError in one sentence.
+
+    precision: what its networks are to compute in.
+    """
     folder = Path(folder)
     manifest = _read(folder, MANIFEST, Manifest)
     if manifest is None:
@@ -252,7 +270,7 @@ def open_family(folder: Path | str) -> Family:
             manifest.check(plan.hops)
     except ValueError as error:
         raise FamilyError(f"{FRONTIER} of family {manifest.name!r} {error}") from None
-    return Family(folder, manifest, frontier)
+    return Family(folder, manifest, frontier, precision)
 
 
 def _open_tokenizers(folder: Path, manifest: Manifest) -> None:

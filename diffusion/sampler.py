@@ -81,29 +81,80 @@ def follow(
 
     Returns the latents where the hops end, or, if they end at 0, the images, uint8 (B, H, W, C).
     """
-    for value in told:
-        condition = F.pad(condition, (0, 1), value=value)
-    rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
-    seconds = [correction_row(hop, schedule, guidance=guidance) for hop in hops if hop.rule == "heun"]
-    tables = torch.stack(rows + seconds).float().to(z.device)[:, None].expand(-1, len(condition), -1)
-    corrections = iter(tables[len(rows) :])
-    ends = torch.tensor([(hop.t, hop.s) for hop in hops], dtype=torch.float64)
-    logsnr = schedule.logsnr(ends).float().to(z.device)
-    for index, step in enumerate(hops):
-        v, v_uncond = _evaluate(networks[step.member], step, z, logsnr[index, 0], condition, guidance)
-        stream = taken + index + 1
-        fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
-        if step.s == 0 and decode:
-            return decode(take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond))
-        if step.s == 0:
-            return last_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond)
-        z_s = take_hop(z, v, tables[index].contiguous(), v_uncond=v_uncond, noise=fresh)
-        if step.rule == "heun":
-            v, v_uncond = _evaluate(networks[step.member], step, z_s, logsnr[index, 1], condition, guidance)
-            kept = halfway(step, schedule, z, z_s)
-            z_s = take_hop(z_s, v, next(corrections).contiguous(), v_uncond=v_uncond, noise=kept)
-        z = z_s
-    return z
+    course = Course(
+        hops,
+        schedule,
+        batch=len(z),
+        device=z.device,
+        taken=taken,
+        guidance=guidance,
+        told=told,
+        variance=variance,
+        decode=decode,
+    )
+    return course.follow(networks, z, condition, seeds=seeds, indices=indices)
+
+
+class Course:
+    """Hops with all that the host computes for them, on the device: following them copies nothing there and waits for nothing."""
+
+    def __init__(
+        self,
+        hops: Sequence[Hop],
+        schedule: CosineSchedule,
+        *,
+        batch: int,
+        device: torch.device | str,
+        taken: int = 0,
+        guidance: float = 0.0,
+        told: Sequence[int] = (),
+        variance: Variance | None = None,
+        decode: Decode | None = None,
+    ):
+        """Arguments as `follow` has them, and the batch size."""
+        self.hops, self.schedule, self.taken, self.guidance = tuple(hops), schedule, taken, guidance
+        self.told, self.decode = told, decode
+        rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
+        seconds = [correction_row(hop, schedule, guidance=guidance) for hop in hops if hop.rule == "heun"]
+        tables = torch.stack(rows + seconds).float().to(device)[:, None].expand(-1, batch, -1).contiguous()
+        self.tables = tables[: len(rows)]
+        """Coefficients of each hop, float32 (hops, B, 8)."""
+        self.corrections = tables[len(rows) :]
+        """Those of the second halves of heun hops."""
+        ends = torch.tensor([(hop.t, hop.s) for hop in hops], dtype=torch.float64)
+        self.logsnr = schedule.logsnr(ends).float().to(device)
+        """At the beginning and at the end of each hop, float32 (hops, 2)."""
+
+    @torch.no_grad()
+    def follow(
+        self,
+        networks: dict[str, Network],
+        z: Tensor,
+        condition: Tensor,
+        *,
+        seeds: Sequence[int] | Tensor,
+        indices: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """Take latents z along, as the function `follow` does; with seeds and indices on the device a CUDA graph can hold it."""
+        for value in self.told:
+            condition = F.pad(condition, (0, 1), value=value)
+        corrections = iter(self.corrections)
+        for index, step in enumerate(self.hops):
+            network, table, (at_t, at_s) = networks[step.member], self.tables[index], self.logsnr[index]
+            v, v_uncond = _evaluate(network, step, z, at_t, condition, self.guidance)
+            stream = self.taken + index + 1
+            fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
+            if step.s == 0 and self.decode:
+                return self.decode(take_hop(z, v, table, v_uncond=v_uncond))
+            if step.s == 0:
+                return last_hop(z, v, table, v_uncond=v_uncond)
+            z_s = take_hop(z, v, table, v_uncond=v_uncond, noise=fresh)
+            if step.rule == "heun":
+                v, v_uncond = _evaluate(network, step, z_s, at_s, condition, self.guidance)
+                kept = halfway(step, self.schedule, z, z_s)
+                z_s = take_hop(z_s, v, next(corrections), v_uncond=v_uncond, noise=kept)
+            z = z_s
+        return z
 
 
 def _evaluate(

@@ -46,7 +46,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
 
     try:
         device = choose_device(settings.device)
-        families = [open_family(folder) for folder in settings.folders]
+        families = [open_family(folder, settings.precision) for folder in settings.folders]
         if not families:
             raise FamilyError("there is no family in the folder that --families names")
     except (DeviceMissing, FamilyError) as error:

@@ -35,6 +35,7 @@ def content_key(family: Family, samples: Sequence[Sample], output_format: Format
             for sample in samples
         ],
         "format": output_format,
+        "precision": family.precision,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -52,6 +53,8 @@ def edition(family: Family) -> str:
         for member in family.manifest.members
     ]
     facts = {"sampling": family.manifest.model_dump(mode="json", include=drawn), "members": members}
+    if family.precision != "fp32":
+        facts["precision"] = family.precision
     for part in ("autoencoder", "text"):
         if getattr(family.manifest, part):
             facts[part] = getattr(family.manifest, part).model_dump(mode="json")

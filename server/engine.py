@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from diffusion.autoencoder import Autoencoder
+from diffusion.capture import Capture, cuda_graphs
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
 from diffusion.uvit import UViT
-from kernels import Column, hop, last_hop, noise
+from kernels import Column
 from server import metrics
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
 from server.pace import DECODER, Timing
+from server.replay import Replay, Told
 from server.samples import Previewed, Sample, Turn, Underway
 
 log = logging.getLogger(__name__)
@@ -57,12 +59,15 @@ def choose_device(name: str) -> torch.device:
 class Engine:
     """A family's networks on a device. Drawing is a pure function of the turns: a wave may be repeated at will."""
 
-    def __init__(self, family: Family, *, device: torch.device, max_wave: int):
+    def __init__(self, family: Family, *, device: torch.device, max_wave: int, capture: Capture | None = None):
+        """capture: what records waves while warming up; by default CUDA graphs on a GPU, and nothing elsewhere."""
         self.family = family
         self.device = device
+        self._capture = cuda_graphs(device) if capture is None and device.type == "cuda" else capture
         self._networks: dict[str, MemberNetwork] = {}
         self._autoencoder: Autoencoder | None = None
-        self._rows: dict[Evaluation, tuple[list[float], float]] = {}
+        self._rows: dict[Evaluation, tuple[np.ndarray, float]] = {}
+        self._replays: dict[tuple[str, bool, int], Replay] = {}
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
         self._is_warm = False
@@ -80,6 +85,7 @@ class Engine:
         except RuntimeError as error:
             failure = _failure(error)
         self._networks.clear()
+        self._replays.clear()
         self._autoencoder = None
         self._free_memory(failure)
         raise failure  # out here, as in `wave`
@@ -87,15 +93,13 @@ class Engine:
     def _prepare(self) -> list[Timing]:
         for member in self.family.manifest.members:
             network = self._networks[member.name] = self.family.network(member.name, self.device)
-            if self.device.type == "cuda" and isinstance(
-                network, UViT
-            ):  # on a CPU it gains nothing (docs/performance.md)
+            # on a CPU it gains nothing (docs/performance.md)
+            if self.device.type == "cuda" and isinstance(network, UViT):
                 network.join_films()
         self._autoencoder = self.family.autoencoder(self.device)
         for sample in self._typical_samples():
+            self._warm(sample)
             self._find_exact_buckets(sample)
-            for bucket in self._buckets:
-                self._wave([Turn(sample, 0, None)] * bucket, bucket)
         timings = [*self._time_waves(), *self._time_decoding()]
         self._check_golden()
         self._is_warm = True
@@ -174,44 +178,67 @@ class Engine:
     @torch.inference_mode()
     def _wave(self, turns: Sequence[Turn], bucket: int) -> list[Any]:
         """One evaluation of a batch padded to `bucket` by repeating its first row, and the update."""
-        member, count = turns[0].hop.member, len(turns)
-        padded = [*turns, *[turns[0]] * (bucket - count)]
-        rows = [self._row(turn) for turn in padded]
-        table = torch.tensor([row for row, _ in rows], dtype=torch.float32).to(self.device)
-        logsnr = torch.tensor([logsnr for _, logsnr in rows], dtype=torch.float32).to(self.device)
-        condition = torch.tensor([turn.condition for turn in padded], dtype=torch.int64)
-        if self.family.manifest.text is None:  # words are looked up on the host, which need not wait for the device
-            condition = condition.to(self.device)
-        z = self._latents(padded)
-        if turns[0].sample.guidance:
-            both = torch.cat([condition, torch.zeros_like(condition)])
-            v, v_uncond = self._networks[member](torch.cat([z, z]), logsnr.repeat(2), both).chunk(2)
-        else:
-            v, v_uncond = self._networks[member](z, logsnr, condition), None
+        replay = self._replay(turns[0], bucket)
+        adds = self._load(replay, turns, bucket)
+        z_s, ended = replay.run(
+            moves=not all(turn.is_last for turn in turns),
+            ends=any(turn.makes_image for turn in turns),
+            adds=adds,
+        )
         if self._is_warm:  # warming up is no traffic
             self._tell(turns, bucket)
-        latents, images = z, {}
-        if not all(turn.is_last for turn in turns):
-            latents = hop(z, v, table, v_uncond=v_uncond, noise=self._added(padded))
-        if any(turn.makes_image for turn in turns):
-            images = self._images(turns, z, v, table, v_uncond)
+        images = {} if ended is None else self._images(turns, ended)
         return [
             images[row]
             if turn.is_last
-            else self._moved(turn, z[row], latents[row], images[row] if turn.preview else None)
+            else self._moved(turn, replay.z[row], z_s[row], images[row] if turn.preview else None)
             for row, turn in enumerate(turns)
         ]
 
-    def _images(
-        self, turns: Sequence[Turn], z: Tensor, v: Tensor, table: Tensor, v_uncond: Tensor | None
-    ) -> dict[int, np.ndarray]:
-        """x_hat as images, by row; latents are decoded where somebody looks at them."""
-        if self._autoencoder is None:
-            return dict(enumerate(self._to_host(last_hop(z, v, _ending(table), v_uncond=v_uncond))))
-        shown = [row for row, turn in enumerate(turns) if turn.makes_image]
-        x_hat = hop(z, v, _ending(table), v_uncond=v_uncond)
-        decoded = self._autoencoder.decode(torch.stack([x_hat[row] for row in shown]))
-        return dict(zip(shown, self._to_host(decoded), strict=True))
+    def _replay(self, turn: Turn, bucket: int) -> Replay:
+        """The shape of a batch's waves, made when it is first used."""
+        member, guided = turn.hop.member, turn.sample.guidance != 0
+        known = self._replays.get((member, guided, bucket))
+        if known is None:
+            known = self._replays[member, guided, bucket] = Replay(
+                self._networks[member],
+                rows=bucket,
+                shape=self.family.manifest.shape,
+                columns=len(turn.condition),
+                guided=guided,
+                decoded=self._autoencoder is not None,
+                words=self.family.manifest.text is not None,
+                device=self.device,
+                kind=torch.bfloat16 if self.family.precision == "bf16" else torch.float32,
+            )
+        return known
+
+    def _load(self, replay: Replay, turns: Sequence[Turn], bucket: int) -> bool:
+        """Tell a wave its turns, and return whether their updates add anything beside x_hat and eps_hat."""
+        padded = [*turns, *[turns[0]] * (bucket - len(turns))]
+        replay.tell(partial(self._write, turns, padded))
+        latents = self._latents(replay, turns)
+        torch.stack([*latents, *[latents[0]] * (bucket - len(turns))], out=replay.z)
+        adds = any(turn.hop.random or turn.evaluation.corrects for turn in turns)
+        if adds:
+            drawn = replay.noise(len(turns), begins=False)
+            kept = (turn.latent.kept if turn.evaluation.corrects else drawn[row] for row, turn in enumerate(turns))
+            torch.stack(list(kept), out=replay.added[: len(turns)])
+        return adds
+
+    def _write(self, turns: Sequence[Turn], padded: Sequence[Turn], told: Told) -> None:
+        """Write all facts of a batch: coefficients, conditions, and which noise is drawn."""
+        rows = [self._row(turn) for turn in padded]
+        told.table[:] = [row for row, _ in rows]
+        told.table[:, Column.GUIDANCE] = [turn.sample.guidance for turn in padded]
+        told.ending[:] = told.table
+        told.ending[:, Column.OUT_X] = 1.0  # what the image would be if it ended with this evaluation
+        told.ending[:, [Column.OUT_EPS, Column.Z_VAR, Column.OUT_NOISE]] = 0.0
+        told.logsnr[:] = [logsnr for _, logsnr in rows]
+        told.condition[:] = [turn.condition for turn in padded]
+        begun = [(turn.sample.seed, turn.sample.index, 0) for turn in turns if turn.latent is None]
+        told.draws[:, 0, : len(begun)] = np.array(begun, dtype=np.int64).reshape(-1, 3).T
+        told.draws[:, 1, : len(turns)] = np.array([_stream(turn) for turn in turns], dtype=np.int64).T
 
     def _tell(self, turns: Sequence[Turn], bucket: int) -> None:
         """Tell the metrics of a batch's rows, each step count its share."""
@@ -227,22 +254,21 @@ class Engine:
             latent = Halfway(z_s, halfway(turn.hop, self.family.manifest.schedule, z_t, z_s))
         return latent if preview is None else Previewed(latent, preview)
 
-    def _latents(self, turns: Sequence[Turn]) -> Tensor:
-        """Stack the turns' latents; those that begin get the noise of their seed, which no neighbour changes."""
-        new = [turn.sample for turn in turns if turn.latent is None]
-        drawn = iter(self._noise(new, [0] * len(new))) if new else iter(())
+    @staticmethod
+    def _latents(replay: Replay, turns: Sequence[Turn]) -> list[Tensor]:
+        """The turns' latents; those that begin get the noise of their seed, which no neighbour changes."""
+        new = sum(turn.latent is None for turn in turns)
+        drawn = iter(replay.noise(new, begins=True)) if new else iter(())
         known = (turn.latent.z if turn.evaluation.corrects else turn.latent for turn in turns)
-        return torch.stack([next(drawn) if latent is None else latent for latent in known])
+        return [next(drawn) if latent is None else latent for latent in known]
 
-    def _added(self, turns: Sequence[Turn]) -> Tensor | None:
-        """What the update adds beside x_hat and eps_hat: fresh noise, or the first half of a heun hop."""
-        if not any(turn.hop.random or turn.evaluation.corrects for turn in turns):
-            return None
-        hops = [sum(not earlier.corrects for earlier in turn.sample.plan.evaluations[: turn.number]) for turn in turns]
-        added = self._noise([turn.sample for turn in turns], [taken + 1 for taken in hops])
-        return torch.stack(
-            [turn.latent.kept if turn.evaluation.corrects else added[row] for row, turn in enumerate(turns)]
-        )
+    def _images(self, turns: Sequence[Turn], ended: Tensor) -> dict[int, np.ndarray]:
+        """x_hat as images, by row; latents are decoded where somebody looks at them."""
+        if self._autoencoder is None:
+            return dict(enumerate(self._to_host(ended)))
+        shown = [row for row, turn in enumerate(turns) if turn.makes_image]
+        decoded = self._autoencoder.decode(torch.stack([ended[row] for row in shown]))
+        return dict(zip(shown, self._to_host(decoded), strict=True))
 
     def _to_host(self, images: Tensor) -> np.ndarray:
         """Images in host memory; of a GPU's they are there once the wave is finished, without waiting for it now."""
@@ -250,23 +276,17 @@ class Engine:
             return images.numpy()
         return torch.empty_like(images, device="cpu", pin_memory=True).copy_(images, non_blocking=True).numpy()
 
-    def _noise(self, samples: Sequence[Sample], streams: Sequence[int]) -> Tensor:
-        seeds, indices = [sample.seed for sample in samples], [sample.index for sample in samples]
-        return noise(seeds, indices, self.family.manifest.shape, stream=streams, device=self.device)
-
-    def _row(self, turn: Turn) -> tuple[list[float], float]:
-        """The turn's row of the coefficient table, and its logsnr; the part that the sample does not change is kept."""
+    def _row(self, turn: Turn) -> tuple[np.ndarray, float]:
+        """The turn's row of the coefficient table, but for what the sample decides, and its logsnr."""
         known = self._rows.get(turn.evaluation)
         if known is None:
             schedule = self.family.manifest.schedule
             if turn.evaluation.corrects:
-                table_row = correction_row(turn.hop, schedule)
+                row = correction_row(turn.hop, schedule)
             else:
-                table_row = coefficient_row(turn.hop, schedule, variance=self.family.variance)
-            known = self._rows[turn.evaluation] = table_row.tolist(), schedule.logsnr(turn.evaluation.t).item()
-        row = known[0].copy()
-        row[Column.GUIDANCE] = turn.sample.guidance
-        return row, known[1]
+                row = coefficient_row(turn.hop, schedule, variance=self.family.variance)
+            known = self._rows[turn.evaluation] = row.float().numpy(), schedule.logsnr(turn.evaluation.t).item()
+        return known
 
     def _typical_samples(self) -> list[Sample]:
         """One sample that begins on each member, and for the teacher one with guidance: every shape that waves have."""
@@ -278,6 +298,33 @@ class Engine:
             if member.role == "teacher":
                 samples.append(Sample(halves, condition, seed=0, guidance=manifest.guidance or 1.0))
         return samples
+
+    @torch.inference_mode()
+    def _warm(self, sample: Sample) -> None:
+        """Run waves of every size, and have them recorded where something records them and nothing is looked up on the host."""
+        capture = self._capture if self.family.manifest.text is None else None
+        for bucket in reversed(self._buckets):  # the largest one's memory has room for all others
+            self._wave([Turn(sample, 0, None)] * bucket, bucket)
+            if capture:
+                self._record(sample, bucket, capture)
+
+    def _record(self, sample: Sample, bucket: int, capture: Capture) -> None:
+        """Have a size's waves recorded, and keep that where repeating gives the bits of evaluating.
+
+        What cannot be recorded is evaluated wave by wave; a device that is lost says so there.
+        """
+        turns = self._crowd(sample, bucket)
+        replay, why = self._replay(turns[0], bucket), "its repetition has other bits"
+        try:
+            replay.capture(capture)  # over the facts of the wave before, for this one to replace
+            self._load(replay, turns, bucket)
+            if replay.agrees():
+                return
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+        replay.release()
+        guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
+        log.warning("waves of %d, %s, of %s are not recorded, but evaluated each time: %s", bucket, guided, member, why)
 
     def _time_waves(self) -> Iterator[Timing]:
         """Time exact waves of every size, once per architecture: how long it takes does not depend on the weights."""
@@ -348,13 +395,10 @@ def _median_seconds(work: Callable[[], object]) -> float:
     return median(after - before for before, after in zip(times, times[1:], strict=False))
 
 
-def _ending(table: Tensor) -> Tensor:
-    """The coefficient table that makes x_hat of every row: what the image would be if it ended with this evaluation."""
-    table = table.clone()
-    table[:, Column.OUT_X] = 1.0
-    for column in (Column.OUT_EPS, Column.Z_VAR, Column.OUT_NOISE):
-        table[:, column] = 0.0
-    return table
+def _stream(turn: Turn) -> tuple[int, int, int]:
+    """Seed, index and stream of the noise of the turn's hop."""
+    earlier = turn.sample.plan.evaluations[: turn.number]
+    return turn.sample.seed, turn.sample.index, 1 + sum(not evaluation.corrects for evaluation in earlier)
 
 
 def _failure(error: RuntimeError) -> Exception:

@@ -1,7 +1,7 @@
 """Which batch sizes give a sample the same bits? Found out by trying, on the machine that will draw.
 
 A matrix product or a convolution may pick its algorithm, and with it the order of its sums, by the size of the batch.
-On CPUs we have seen batches of 1, of 2 to 3, and of 4 and more each give bits of their own, whatever else is in the
+On CPUs batches of 1, of 2 to 3, and of 4 and more had bits of their own before `diffusion.steady`, whatever else was in the
 batch. Inside a set of sizes that agree, a sample's bits do not depend on the crowd, so exact samples are drawn in
 such sizes only.
 """

@@ -102,6 +102,7 @@ def make_rooms(settings: Settings, families: Sequence[Family], make_device: Call
         jobs.needs,
         memory_bytes=settings.memory_bytes,
         root=settings.families,
+        precision=settings.precision,
     )
     scheduler = Scheduler(
         roster, max_wave=settings.max_wave, max_evaluations=settings.max_evaluations, hang_seconds=settings.hang_seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
-from diffusion.family import Family, FamilyError, open_family
+from diffusion.family import Family, FamilyError, Precision, open_family
 from diffusion.frontier import Position
 from diffusion.manifest import MANIFEST
 from diffusion.plans import Plan
@@ -58,9 +58,10 @@ class Served:
 
 
 def weights_bytes(family: Family) -> int:
-    """Return the size of all networks of a family in float32, in bytes."""
-    manifest = family.manifest
-    return 4 * sum(part.parameters for part in (*manifest.members, manifest.autoencoder, manifest.text) if part)
+    """Return the size of all networks of a family, in bytes: its own in its precision, all others in float32."""
+    manifest, each = family.manifest, 2 if family.precision == "bf16" else 4
+    others = sum(part.parameters for part in (manifest.autoencoder, manifest.text) if part)
+    return each * sum(member.parameters for member in manifest.members) + 4 * others
 
 
 class Roster:
@@ -76,12 +77,14 @@ class Roster:
         *,
         memory_bytes: int | None = None,
         root: Path | None = None,
+        precision: Precision = "fp32",
     ):
         """measure takes in how fast a family is that is loaded later, forget lets go of that; root holds the families that
-        may be. is_needed says whether work that was accepted but is no wish yet, jobs, keeps a family of that name."""
+        may be, precision is what their networks compute in. is_needed says whether work that was accepted but is no wish
+        yet, jobs, keeps a family of that name."""
         self._make_dial, self._make_device, self._measure = make_dial, make_device, measure
         self._forget_pace, self._is_needed = forget, is_needed
-        self._memory_bytes, self._root = memory_bytes, root
+        self._memory_bytes, self._root, self._precision = memory_bytes, root, precision
         self._served: dict[str, Served] = {}
 
     def add(self, family: Family) -> None:
@@ -142,7 +145,7 @@ class Roster:
         if self._root is None or not (self._root / folder / MANIFEST).is_file():
             raise FieldRefused("folder", f"there is no family {shown(folder)} in the folder that --families names")
         try:
-            family = await asyncio.to_thread(open_family, self._root / folder)
+            family = await asyncio.to_thread(open_family, self._root / folder, self._precision)
             served = self._admit(family, "loading")
             try:
                 await self._measure(served, await asyncio.to_thread(_prepare, served))

@@ -386,7 +386,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("diffusion.family.save_file", fail)
+    monkeypatch.setattr("diffusion.files.save_file", fail)
     with pytest.raises(OSError):
         write_tensors(tmp_path, "w.safetensors", {"w": torch.ones(3)})
     assert file_sha256(tmp_path / "w.safetensors") == record.sha256

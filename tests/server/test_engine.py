@@ -120,12 +120,12 @@ def test_a_wave_for_which_there_is_no_memory_says_so(family: Family, engine: Eng
     def greedy(z: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return torch.empty(2**60)  # the allocator of this machine refuses
 
-    monkeypatch.setattr("server.engine.last_hop", greedy)
+    monkeypatch.setattr("server.replay.last_hop", greedy)
     turn = Turn(Sample(family.positions[1], (1, 1, 1), seed=1), 0, None)
     with pytest.raises(OutOfMemory) as refusal:
         engine.wave([turn])
     assert refusal.value.__cause__ is None and refusal.value.__context__ is None  # the failed wave's tensors are free
-    monkeypatch.setattr("server.engine.last_hop", last_hop)
+    monkeypatch.setattr("server.replay.last_hop", last_hop)
     assert engine.draw([turn.sample])[0].shape == (8, 8, 3)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion.family import Family, open_family
+from diffusion.family import Family, FamilyError, open_family
 from diffusion.manifest import GoldenSample
 from server.content import edition
 from server.engine import Engine, choose_device
@@ -101,3 +101,9 @@ def test_a_prompt_that_cannot_be_read_is_a_422(tmp_path: Path) -> None:
             assert blamed(answer) == ["/label" if "label" in wish else "/prompt"]
     conditioning = open_family(family.folder).manifest.conditioning
     assert conditioning.describe(conditioning.encode(prompt="A cat")) == "a cat"
+
+
+def test_diffusers_networks_are_not_drawn_in_bf16(served: tuple[Family, Engine, dict]) -> None:
+    family = open_family(served[0].folder, "bf16")
+    with pytest.raises(FamilyError, match="cannot be drawn in bf16"):
+        Engine(family, device=choose_device("cpu"), max_wave=1).prepare()

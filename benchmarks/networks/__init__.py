@@ -1,0 +1,1 @@
+"""How fast networks are evaluated and trained, in which way, against the device's own matrix products."""

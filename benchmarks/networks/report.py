@@ -1,0 +1,47 @@
+"""The tables of docs/performance.md, from result files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+
+def table(file: Path) -> str:
+    """Return the evaluations of a result file as a Markdown table: milliseconds of each way by batch size.
+
+    On a CPU they are of processor time, on a GPU of its own clock.
+    """
+    found = json.loads(file.read_text())
+    results = [result for result in found["results"] if "seconds" in result and "way" in result]
+    kind = "seconds" if found["settings"]["device"].startswith("cuda") else "processor_seconds"
+    rows = sorted({result["rows"] for result in results})
+    lines = [
+        f"| way | {' | '.join(f'batch {count}' for count in rows)} | equal bits |",
+        f"|---|{'---|' * (len(rows) + 1)}",
+    ]
+    for way in dict.fromkeys(result["way"] for result in results):
+        own = {result["rows"]: result for result in results if result["way"] == way}
+        equal = ", ".join(str(count) for count in rows if own[count]["equal_bits"])
+        lines.append(f"| {way} | {' | '.join(_cell(own[count], kind) for count in rows)} | {equal} |")
+    starts = {r["compile_cache"]: r["process_seconds"] for r in found["results"] if "compile_cache" in r}
+    said = f"{found['device']}, commit {found['commit']}, {found['measured_at'][:10]}; torch {found['versions']['torch']}; "
+    said += f"`{found['command']}`. {found['note']}".rstrip(". ") + "."
+    if starts:
+        said += f" A process that compiles them all: {starts['empty']:.0f} s with an empty cache, {starts['filled']:.0f} s with a filled one."
+    return "\n".join([*lines, "", f"*{said}*"]) + "\n"
+
+
+def _cell(result: dict[str, Any], kind: str) -> str:
+    """Milliseconds, median and quartiles."""
+    spread = result[kind]
+    median, low, high = (1e3 * spread[name] for name in ("median", "low", "high"))
+    return f"{median:.1f} ({low:.1f}–{high:.1f})"
+
+
+def write_table(result: Path, document: Path) -> None:
+    """Write the table of a result file between its marks, <!-- networks NAME --> and <!-- end -->. Raises ValueError without them."""
+    text, name = document.read_text(), result.stem
+    marked = re.compile(rf"(<!-- networks {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marked.search(text):
+        raise ValueError(f"{document.name} has no marks for {name}")
+    document.write_text(marked.sub(lambda found: found[1] + table(result) + found[2], text))
