@@ -20,6 +20,7 @@ from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
 from kernels import Column, hop, last_hop, noise
 from server import metrics
+from server.crew import Crew, CrewNetwork
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
 from server.pace import Timing
@@ -59,7 +60,9 @@ class Engine:
     def __init__(self, family: Family, *, device: torch.device, max_wave: int):
         self.family = family
         self.device = device
-        self._networks: dict[str, MemberNetwork] = {}
+        self._networks: dict[str, MemberNetwork | CrewNetwork] = {}
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._crew = Crew(threads) if threads > 1 else None
         self._autoencoder: Autoencoder | None = None
         self._rows: dict[Evaluation, tuple[list[float], float]] = {}
         # powers of two keep the number of shapes to warm small and the padding below half
@@ -74,7 +77,8 @@ class Engine:
         Raises FamilyError when the family's files are not what they should be or the images are not as recorded.
         """
         for member in self.family.manifest.members:
-            self._networks[member.name] = self.family.network(member.name, self.device)
+            network = self.family.network(member.name, self.device)
+            self._networks[member.name] = CrewNetwork(network, self._crew) if self._crew else network
         self._autoencoder = self.family.autoencoder(self.device)
         for sample in self._typical_samples():
             self._find_exact_buckets(sample)
