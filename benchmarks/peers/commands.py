@@ -1,10 +1,12 @@
 """The command `python -m benchmarks.peers`. What it measures with is imported after the arguments have been read."""
 
 import asyncio
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -19,6 +21,7 @@ from pydantic_settings import (
 
 from benchmarks.load.commands import NEEDED
 
+R = TypeVar("R")
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 STUDENTS, WHOLE = HERE / "students.json", HERE / "whole.json"
@@ -79,7 +82,8 @@ class Peers(BaseSettings):
 def main(arguments: Sequence[str]) -> int:
     """Measure or report; arguments as on the command line.
 
-    Returns the exit status: 0, 1 when something cannot be read, started or measured, 2 for a wrong argument.
+    Returns the exit status: 0, 1 when something cannot be read, started or measured, 2 for a wrong argument,
+    130 after SIGINT or SIGTERM.
     """
     source: CliSettingsSource = CliSettingsSource(Peers, cli_prog_name="python -m benchmarks.peers")
     try:
@@ -112,6 +116,9 @@ def _run(command: object) -> int:
     except (NotServed, FamilyError, ValueError, OSError) as error:
         print(f"benchmarks.peers: {error}", file=sys.stderr)
         return 1
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print("benchmarks.peers: interrupted; what was started is ended", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -133,7 +140,15 @@ def _measure(command: Measure) -> None:
         measuring = contest(
             family, peers, command.environment, rounds=command.rounds, seconds=command.seconds, note=command.note
         )
-        asyncio.run(measuring).write(command.out)
+        asyncio.run(_until_told(measuring)).write(command.out)
+
+
+async def _until_told(work: Coroutine[Any, Any, R]) -> R:
+    """Return what the work returns; SIGTERM ends it as Ctrl-C does, and with it every server that was started."""
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    return await work
 
 
 def _report(command: Report) -> None:

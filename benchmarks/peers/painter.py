@@ -3,6 +3,7 @@
 import base64
 import io
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,5 +77,5 @@ class Painter:
 def answer(pixels: np.ndarray, steps: int) -> dict[str, Any]:
     """Return the JSON answer that holds an image, as stepdial's does: PNG in base64."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png", compress_level=1)
+    Image.fromarray(pixels).save(file, "png", compress_level=1, compress_type=zlib.Z_RLE)
     return {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}], "steps_used": steps}

@@ -1,6 +1,7 @@
 """Peers: the servers that are measured beside each other, how each is started, and how its requests look."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,9 @@ class Peer:
     """Whether a header of the request says which network it needs."""
 
 
-def _script(name: str) -> Callable[[Path, Path, int], Sequence[str]]:
+def _script(name: str, *more: str) -> Callable[[Path, Path, int], Sequence[str]]:
     return lambda environment, folder, port: [
-        str(environment / "bin" / "python"), str(OTHERS / name), str(folder), str(port),
+        str(environment / "bin" / "python"), str(OTHERS / name), str(folder), str(port), *more,
     ]  # fmt: skip
 
 
@@ -52,7 +53,8 @@ def _stepdial(environment: Path, folder: Path, port: int) -> Sequence[str]:
 PEERS = (
     Peer("stepdial", _stepdial),
     Peer("stepdial, fast mode", _stepdial, fields={"determinism": "fast"}),
-    Peer("LitServe", _script("lit_serve.py")),
+    Peer("LitServe", _script("lit_serve.py", "1")),
+    Peer("LitServe, a worker a core", _script("lit_serve.py", str(len(os.sched_getaffinity(0))))),
     Peer("Ray Serve", _script("ray_serve.py"), names_network=True),
     Peer("BentoML", _bentoml, in_lists=True),
     Peer("FastAPI, one lock", _script("plain_fastapi.py")),

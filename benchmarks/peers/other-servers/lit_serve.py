@@ -1,11 +1,16 @@
-"""The family behind LitServe: one worker, requests in batches. Arguments: folder of the family, port."""
+"""The family behind LitServe: requests in batches. Arguments: folder of the family, port, number of workers.
 
+Workers share the cores: one has all threads of PyTorch, two have half of them each.
+"""
+
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import litserve as ls
 import numpy as np
+import torch
 from pydantic import BaseModel
 
 from benchmarks.peers.painter import BATCH_SECONDS, MAX_BATCH, Painter, answer
@@ -22,13 +27,14 @@ class Wish(BaseModel):
 class Drawing(ls.LitAPI):
     """Draws batches; the worker encodes them one image after another, as the framework has it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, workers: int):
         """Take wishes for the family in this folder."""
-        super().__init__(api_path="/generate", max_batch_size=MAX_BATCH, batch_timeout=BATCH_SECONDS)
-        self._folder = folder
+        super().__init__(api_path="/generate", max_batch_size=MAX_BATCH // workers, batch_timeout=BATCH_SECONDS)
+        self._folder, self._workers = folder, workers
 
     def setup(self, device: str) -> None:
         """Load and warm the networks, in the worker."""
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._workers))
         self._painter = Painter(self._folder)
         self._painter.warm()
 
@@ -54,5 +60,7 @@ class Drawing(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    server = ls.LitServer(Drawing(Path(sys.argv[1])), accelerator="cpu", workers_per_device=1, fast_queue=True)
+    workers = int(sys.argv[3])
+    drawing = Drawing(Path(sys.argv[1]), workers)
+    server = ls.LitServer(drawing, accelerator="cpu", workers_per_device=workers, fast_queue=True)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
