@@ -14,6 +14,7 @@
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
+# make peers   measure other servers beside this one with the same students, a quarter of an hour on an idle machine (docs/performance.md)
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make fuzz    send a server CASES (2000) requests for each operation of docs/openapi.json; any fault or undocumented answer fails (minutes)
 # make clean   remove what the others made
@@ -270,6 +271,22 @@ lock: .venv/.test
 scale: .venv/.test
 	$(BIN)/stepdial scale simulate
 	$(BIN)/stepdial scale report
+
+# other servers, in an environment above the project's: PyTorch, NumPy and Pillow are the same for all
+PEERS := .venv/peers
+$(PEERS)/.installed: .venv/.test benchmarks/peers/requirements.txt
+	$(BIN)/python -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stepdial.pth
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements.txt
+	@touch $@
+
+.PHONY: peers peers-environment
+peers-environment: $(PEERS)/.installed
+
+peers: $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.peers measure
+	$(BIN)/python -m benchmarks.peers measure --whole --out benchmarks/peers/whole.json
+	$(BIN)/python -m benchmarks.peers report
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis *.egg-info

@@ -22,6 +22,7 @@ from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway
 from diffusion.uvit import UViT
 from kernels import Column
 from server import metrics
+from server.crew import Crew, CrewNetwork
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
 from server.pace import DECODER, Timing
@@ -64,7 +65,9 @@ class Engine:
         self.family = family
         self.device = device
         self._capture = cuda_graphs(device) if capture is None and device.type == "cuda" else capture
-        self._networks: dict[str, MemberNetwork] = {}
+        self._networks: dict[str, MemberNetwork | CrewNetwork] = {}
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._crew = Crew(threads) if threads > 1 else None
         self._autoencoder: Autoencoder | None = None
         self._rows: dict[Evaluation, tuple[np.ndarray, float]] = {}
         self._replays: dict[tuple[str, bool, int], Replay] = {}
@@ -92,10 +95,7 @@ class Engine:
 
     def _prepare(self) -> list[Timing]:
         for member in self.family.manifest.members:
-            network = self._networks[member.name] = self.family.network(member.name, self.device)
-            # on a CPU it gains nothing (docs/performance.md)
-            if self.device.type == "cuda" and isinstance(network, UViT):
-                network.join_films()
+            self._networks[member.name] = self._network(member.name)
         self._autoencoder = self.family.autoencoder(self.device)
         for sample in self._typical_samples():
             self._warm(sample)
@@ -105,6 +105,15 @@ class Engine:
         self._is_warm = True
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
         return timings
+
+    def _network(self, name: str) -> MemberNetwork | CrewNetwork:
+        """A member's network as it is fastest to evaluate on the device (docs/performance.md)."""
+        network = self.family.network(name, self.device)
+        if self._crew:
+            return CrewNetwork(network, self._crew)
+        if self.device.type == "cuda" and isinstance(network, UViT):
+            network.join_films()
+        return network
 
     def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
         """Take one evaluation of each turn, all of one member; return latents, or for last turns images (H, W, C).

@@ -1,0 +1,46 @@
+"""The table of what files cost, as Markdown between marks."""
+
+import re
+from pathlib import Path
+
+from benchmarks.encoding.cost import SERVED, SETTINGS, SIDES, Cost, Costs
+from benchmarks.encoding.images import KINDS
+
+MARKS = re.compile(r"(<!-- encoding -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(costs: Costs) -> str:
+    """Return milliseconds and KiB of each format and size, for each kind of image; what is served in bold."""
+    found = {(one.kind, one.settings, one.side): one for one in costs.costs}
+    lines = []
+    for kind in KINDS:
+        lines.append("| " + " | ".join([f"{kind}: ms / KiB", *(f"{side}×{side}" for side in SIDES)]) + " |")
+        lines.append("|---|" + "---:|" * len(SIDES))
+        for settings in SETTINGS:
+            name = f"**{settings}**" if settings in SERVED.values() else settings
+            cells = [_cell(found[kind, settings, side]) for side in SIDES]
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("")
+    versions = ", ".join(f"{name} {version}" for name, version in costs.versions.items())
+    note = f" {costs.note}" if costs.note else ""
+    lines.append(
+        f"Medians of one thread, {costs.device}; in bold what the server uses. `{costs.command}`, {costs.measured_at[:10]}, "
+        f"commit {costs.commit}; {versions}.{note}"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def write_table(costs: Costs, file: Path) -> None:
+    """Replace what stands between the file's marks. Raises ValueError where there are no marks, OSError."""
+    text = file.read_text()
+    if not MARKS.search(text):
+        raise ValueError(f"{file.name} has no marks <!-- encoding --> and <!-- end -->")
+    file.write_text(MARKS.sub(lambda found: found[1] + table(costs) + found[2], text))
+
+
+def _cell(one: Cost) -> str:
+    return (
+        f"{one.milliseconds:.3g} / {one.bytes / 1024:.3g}"
+        if one.milliseconds < 100
+        else (f"{one.milliseconds:,.0f} / {one.bytes / 1024:,.0f}")
+    )

@@ -1,0 +1,1 @@
+"""Other servers draw with the same students on the same machine: `python -m benchmarks.peers`."""
