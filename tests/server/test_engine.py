@@ -134,7 +134,7 @@ def test_a_family_for_which_there_is_no_memory_says_so_and_leaves_nothing_behind
 ) -> None:
     engine = Engine(family, device=choose_device("cpu"), max_wave=1)
     with monkeypatch.context() as patch:
-        patch.setattr("server.engine.hop", lambda *_, **__: torch.empty(2**60))
+        patch.setattr("server.replay.hop", lambda *_, **__: torch.empty(2**60))
         with pytest.raises(OutOfMemory):
             engine.prepare()
     assert not engine._networks
