@@ -72,7 +72,7 @@ class RedisJobs:
     async def add(self, accepted: Accepted, key: str | None) -> Job | None:
         """As JobStore says."""
         name = _name(key) if key else ""
-        # one hop of a plan is much like the next: of 512 steps, 3 kB are left of 50
+        # one hop of a plan is much like the next: a tenth is left of many
         packed = zlib.compress(accepted.model_dump_json().encode())
         facts = [accepted.id, packed, self._max_jobs, name, accepted.edition]
         found = await self._run("ADD", facts)

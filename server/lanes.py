@@ -43,9 +43,6 @@ class Lanes:
         self.max_wave = max_wave
         self._lanes: dict[Need, Lane] = {}
 
-    def __len__(self) -> int:
-        return sum(len(lane.tickets) for lane in self._lanes.values())
-
     def put(self, ticket: Ticket, now: float) -> None:
         """Let a sample wait for its next wave."""
         lane = self._lanes.setdefault(ticket.need, Lane(ticket.need, now))
