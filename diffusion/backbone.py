@@ -28,10 +28,11 @@ Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 BLOCKS: dict[Architecture, tuple[str, ...]] = {
     "UNet2DModel": ("ResnetBlock2D", "Attention"),
-    "DiTTransformer2DModel": ("BasicTransformerBlock",),
+    # the network itself asks the first block's embedding, which so must be whole without its block
+    "DiTTransformer2DModel": ("BasicTransformerBlock", "CombinedTimestepLabelEmbeddings"),
     "UNet2DConditionModel": ("ResnetBlock2D", "BasicTransformerBlock"),
 }
-"""Classes of the blocks that each architecture is made of, none inside another; the library names them for some, and nested."""
+"""Classes of the blocks that each architecture is made of, which the library names for one of them alone."""
 
 
 class LibraryMissing(Exception):

@@ -188,7 +188,8 @@ def _memory(work: Work, network: MemberNetwork, parameters: int) -> dict[str, in
         memory["teacher"] = WEIGHT * parameters
     if work.shard:  # the block in use and the one fetched ahead, and all that is in no block
         sizes = [sum(value.numel() for value in block.parameters()) for block in blocks(network)]
-        memory["whole while in use"] = (WEIGHT + GRADIENT) * (2 * max(sizes) + parameters - sum(sizes))
+        inside = {id(value): value.numel() for block in blocks(network) for value in block.parameters()}
+        memory["whole while in use"] = (WEIGHT + GRADIENT) * (2 * max(sizes) + parameters - sum(inside.values()))
     return memory
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -41,4 +42,4 @@ def without_prefix(message: str) -> str:
 def tell_launcher(sentence: str) -> None:
     """Leave a sentence for torchrun, if it started this process, to end its report with instead of a hint at tracebacks."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": sentence}))
+        Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))

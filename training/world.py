@@ -54,7 +54,7 @@ class World:
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # the only one it shards
-        for block in blocks(network):
+        for block in reversed(blocks(network)):  # what lies in another before it
             fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
         return network

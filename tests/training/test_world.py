@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffusion.family import Family, open_family
+from tests.checkpoints import write_dit, write_images
 from tests.training.processes import BATCH, ITERATIONS, KINDS, WAYS, teacher, trained
+from training.checkpoint import Checkpoint
 from training.datasets import FiniteSet
 from training.failures import TrainingError
+from training.importing import import_family
 from training.run import Run
 from training.schedule import Schedule
 from training.world import World
@@ -142,6 +145,36 @@ def test_students_that_two_processes_shard_become_members(tmp_path: Path, digits
     members = {member.name: member for member in open_family(family).manifest.members}
     assert members.keys() == {"teacher", "student-1", "student-2"}, said
     assert members["student-2"].training.device.startswith("2 x ")
+
+
+@pytest.mark.slow
+def test_an_imported_network_is_sharded_by_its_blocks_with_the_losses_of_one_process(tmp_path: Path):
+    family = import_family(Checkpoint(write_dit(tmp_path / "pipeline")), tmp_path / "tiny").folder
+    data, losses = write_images(tmp_path / "images.npz", labels=3), []
+    how = [
+        "--data",
+        data,
+        "--whole",
+        "--steps",
+        "1,2",
+        "--iterations",
+        3,
+        "--batch",
+        8,
+        "--device",
+        "cpu",
+        "--probes",
+        0,
+    ]
+    for name, flags in (("one", []), ("two", ["--shard", "--activation-checkpointing"])):
+        copy = shutil.copytree(family, tmp_path / name / "tiny")
+        command = [ROOT / "stepdial.py", "distill", "--family", copy, "--runs", tmp_path / name / "runs", *how, *flags]
+        if flags:
+            assert launch(*command).wait(PATIENCE) == 0
+        else:
+            subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | ALONE, check=True)
+        losses.append(json.loads((tmp_path / name / "runs/tiny/whole/log.jsonl").read_text())["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow
