@@ -31,7 +31,7 @@ def measure(
     seconds: how long each comparison is timed.  Raises KeyError for an unknown piece.
     """
     begun, code, clock, rows = now(), commit(), Clock(device, seconds=seconds), list[Row]()
-    copy = copy_speed(clock)
+    copy = copy_speed(clock) if device.type == "cuda" else None  # a CPU's jobs fit its cache, a large copy does not
     for piece in pieces:
         for comparison in tqdm(PIECES[piece](device), desc=piece, unit=" comparisons"):
             rows += comparison.rows(clock, copy)
@@ -43,6 +43,6 @@ def measure(
             versions=versions(),
             measured_at=begun,
             note=note,
-            copy_gb_per_second=copy / 1e9,
+            copy_gb_per_second=copy / 1e9 if copy else None,
             results=tuple(rows),
         )
