@@ -24,12 +24,14 @@ class Comparison:
     functions: Mapping[str, Callable[[], object]]
     uncapturable: frozenset[str] = field(default=frozenset())
     """Functions that read the device's data on the host, which a CUDA graph does not allow."""
+    trains: bool = False
+    """Whether functions take gradients; the others run in inference mode, as a server does."""
 
     def rows(self, clock: Clock, copy: float | None) -> list[Row]:
         """Time it.  copy: bytes a second of a copy on this device, if jobs are to be compared with that."""
-        functions = dict(self.functions)
+        functions = {name: torch.inference_mode(not self.trains)(f) for name, f in self.functions.items()}
         if clock.device.type == "cuda":
-            for name, function in self.functions.items():
+            for name, function in list(functions.items()):
                 if name not in self.uncapturable:
                     functions[f"{name}, in a CUDA graph"] = clock.captured(function)
         return [
