@@ -153,7 +153,7 @@ def _schedulers(
         return lcm.step(v, lcm_at_t, z, return_dict=False)[0]
 
     return (
-        lambda v, z: ddim.step(v, at_t, z, return_dict=False)[0],
+        lambda v, z: ddim.step(v, at_t, z, use_clipped_model_output=True, return_dict=False)[0],
         lcm_step,
         (each[0], each[2], each[1], each[3]),
     )
