@@ -76,9 +76,8 @@ def target_distance_kernel(
         place = sample * D + element
         apart = _v_diff(v_ptr, z_ptr, x_ref_ptr, x_teacher_ptr, row, excess.to(tl.float32), place, element < D)
         squares += apart.to(tl.float64) * apart.to(tl.float64)
-    wide = epsilon.to(tl.float64)
-    root = tl.sqrt(tl.sum(squares, axis=0) / D + wide * wide)
-    tl.store(distance_ptr + sample, (root - wide).to(tl.float32))
+    root = tl.sqrt(tl.sum(squares, axis=0) / D + epsilon * epsilon)
+    tl.store(distance_ptr + sample, (root - epsilon).to(tl.float32))
     tl.store(facts_ptr + sample * 2, excess.to(tl.float32))
     tl.store(facts_ptr + sample * 2 + 1, (1.0 / (root * D)).to(tl.float32))
 

@@ -9,6 +9,7 @@ CUDA graph that holds a hop serves any mix of samples.
 """
 
 from enum import IntEnum
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,27 +123,38 @@ def plain_hop(z_t: Tensor, v: Tensor, coefficients: Tensor, v_uncond: Tensor | N
     table = coefficients.reshape(*coefficients.shape, *[1] * (z_t.ndim - 1))
     alpha_t, sigma_t, out_x, out_eps, z_var, out_noise, w, clip = table.unbind(1)
     z, v = z_t.contiguous(), v.float()
-    if v_uncond is not None and _wanted(w):
-        v = torch.where(w != 0, v + w * (v - v_uncond.float()), v)
+    if v_uncond is not None and (guided := _wanted(w)):
+        v = _chosen(guided, w, v + w * (v - v_uncond.float()), v)
     x, eps = (alpha_t * z).sub_(sigma_t * v), (sigma_t * z).add_(alpha_t * v)
-    if _wanted(clip):
-        clipped = torch.where(clip != 0, x.clamp(-1.0, 1.0), x)
-        eps = torch.where(clip != 0, (alpha_t / sigma_t) * (x - clipped) + eps, eps)
-        x = clipped
-    if _wanted(z_var):
+    if clips := _wanted(clip):
+        clipped = x.clamp(-1.0, 1.0)
+        eps = _chosen(clips, clip, (x - clipped).mul_(alpha_t / sigma_t).add_(eps), eps)
+        x = _chosen(clips, clip, clipped, x)
+    if adds := _wanted(z_var):
         mean = mean_square(eps)
         mean = torch.where(mean > MEAN_SQUARE_FLOOR, mean, MEAN_SQUARE_FLOOR)
         adjusted = torch.sqrt(out_eps.double() * out_eps.double() + z_var.double() / mean).float()
-        out_eps = torch.where(z_var != 0, adjusted, out_eps)
+        out_eps = _chosen(adds, z_var, adjusted, out_eps)
     z_s = x.mul_(out_x).add_(eps.mul_(out_eps))
-    if noise is not None and _wanted(out_noise):
-        z_s = torch.where(out_noise != 0, z_s + out_noise * noise, z_s)
+    if noise is not None and (noisy := _wanted(out_noise)):
+        z_s = _chosen(noisy, out_noise, z_s + out_noise * noise, z_s)
     return z_s.contiguous()
 
 
-def _wanted(column: Tensor) -> bool:
-    """Return whether a row has it not 0.  On a GPU nobody looks, which would wait for the device, and the answer is yes."""
-    return not column.is_cpu or any(column.flatten().tolist())
+Wanted = Literal["some", "all"]
+
+
+def _wanted(column: Tensor) -> Wanted | None:
+    """Return by which rows a thing is wanted, None for none.  On a GPU nobody looks, which would wait for the device."""
+    if not column.is_cpu:
+        return "some"
+    rows = [value != 0.0 for value in column.flatten().tolist()]
+    return "all" if all(rows) else "some" if any(rows) else None
+
+
+def _chosen(wanted: Wanted, column: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
+    """Return what is changed in the rows that want it."""
+    return changed if wanted == "all" else torch.where(column != 0, changed, kept)
 
 
 def plain_last_hop(

@@ -43,7 +43,8 @@ def main() -> int:
         else:
             command = join(["python", "-m", "benchmarks.kernels", *sys.argv[1:]])
             pieces = asked.pieces.split(",")
-            measure(pieces, device, seconds=asked.seconds, command=command, note=asked.note).write(out)
+            for result in measure(pieces, device, seconds=asked.seconds, command=command, note=asked.note):
+                result.write(out)
     except (OSError, ValueError) as error:
         print(f"benchmarks.kernels: {error}", file=sys.stderr)
         return 1

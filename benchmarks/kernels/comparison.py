@@ -24,12 +24,14 @@ class Comparison:
     functions: Mapping[str, Callable[[], object]]
     uncapturable: frozenset[str] = field(default=frozenset())
     """Functions that read the device's data on the host, which a CUDA graph does not allow."""
+    trains: bool = False
+    """Whether functions take gradients; the others run in inference mode, as a server does."""
 
-    def rows(self, clock: Clock, copy: float) -> list[Row]:
-        """Time it.  copy: bytes a second of a copy on this device."""
-        functions = dict(self.functions)
+    def rows(self, clock: Clock, copy: float | None) -> list[Row]:
+        """Time it.  copy: bytes a second of a copy on this device, if jobs are to be compared with that."""
+        functions = {name: torch.inference_mode(not self.trains)(f) for name, f in self.functions.items()}
         if clock.device.type == "cuda":
-            for name, function in self.functions.items():
+            for name, function in list(functions.items()):
                 if name not in self.uncapturable:
                     functions[f"{name}, in a CUDA graph"] = clock.captured(function)
         return [
@@ -40,7 +42,7 @@ class Comparison:
                 calls=times.calls,
                 microseconds=(1e6 * times.low, 1e6 * times.median, 1e6 * times.high),
                 bytes=self.bytes,
-                of_copy=self.bytes / times.median / copy,
+                of_copy=self.bytes / times.median / copy if copy else None,
             )
             for name, times in clock.compare(functions).items()
         ]
@@ -48,7 +50,7 @@ class Comparison:
 
 def copy_speed(clock: Clock) -> float:
     """Return the bytes a second, read and written, at which a large tensor is copied."""
-    size = (64 << 20) if clock.device.type == "cpu" else (1 << 30)
+    size = 1 << 30
     source = torch.zeros(size // 4, device=clock.device)
     target = torch.empty_like(source)
     return 2 * size / clock.compare({"copy": lambda: target.copy_(source)}, least=9)["copy"].median

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,12 +80,8 @@ def stretches(device: torch.device) -> Iterator[Stretch]:
 def forward(device: torch.device) -> Iterator[Comparison]:
     """Every stretch, forward."""
     for stretch in stretches(device):
-        moved = _moved(stretch)
-        with torch.inference_mode():
-            inputs = tuple(tensor.clone() for tensor in stretch.inputs)
-        yield Comparison(
-            "norm", stretch.job, moved, {name: _drawing(f, inputs) for name, f in _functions(stretch).items()}
-        )
+        functions = {name: partial(f, *stretch.inputs) for name, f in _functions(stretch).items()}
+        yield Comparison("norm", stretch.job, _moved(stretch), functions)
 
 
 def backward(device: torch.device) -> Iterator[Comparison]:
@@ -96,7 +93,7 @@ def backward(device: torch.device) -> Iterator[Comparison]:
         # forward as above; backward reads the result's gradient and the activations, and writes the activations' gradients
         moved = 2 * _moved(stretch) + size_of(*stretch.inputs[: stretch.activations])
         functions = {name: _training(f, leaves, gradient) for name, f in _functions(stretch).items()}
-        yield Comparison("norm_backward", f"{stretch.job}, and backward", moved, functions)
+        yield Comparison("norm_backward", f"{stretch.job}, and backward", moved, functions, trains=True)
 
 
 def _functions(stretch: Stretch) -> dict[str, Callable[..., Made]]:
@@ -111,14 +108,6 @@ def _moved(stretch: Stretch) -> int:
     if stretch.ours is _heads:
         return 2 * first * 2 // 3
     return size_of(*stretch.inputs[: stretch.activations]) + first
-
-
-def _drawing(function: Callable[..., Made], inputs: tuple[Tensor, ...]) -> Callable[[], Made]:
-    def draw() -> Made:
-        with torch.inference_mode():
-            return function(*inputs)
-
-    return draw
 
 
 def _training(

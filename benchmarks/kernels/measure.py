@@ -25,21 +25,24 @@ PIECES: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
 
 def measure(
     pieces: Iterable[str], device: torch.device, *, seconds: float = 2.0, command: str = "", note: str = ""
-) -> Result:
-    """Measure these pieces on a device.  seconds: how long each comparison is timed.  Raises KeyError for an unknown piece."""
-    begun, clock, rows = now(), Clock(device, seconds=seconds), list[Row]()
-    copy = copy_speed(clock)
+) -> Iterator[Result]:
+    """Measure these pieces on a device, and yield after each what there is so far.
+
+    seconds: how long each comparison is timed.  Raises KeyError for an unknown piece.
+    """
+    begun, code, clock, rows = now(), commit(), Clock(device, seconds=seconds), list[Row]()
+    copy = copy_speed(clock) if device.type == "cuda" else None  # a CPU's jobs fit its cache, a large copy does not
     for piece in pieces:
         for comparison in tqdm(PIECES[piece](device), desc=piece, unit=" comparisons"):
             rows += comparison.rows(clock, copy)
-    return Result(
-        command=command,
-        commit=commit(),
-        device=device_name(device),
-        kind="cuda" if device.type == "cuda" else "cpu",
-        versions=versions(),
-        measured_at=begun,
-        note=note,
-        copy_gb_per_second=copy / 1e9,
-        results=tuple(rows),
-    )
+        yield Result(
+            command=command,
+            commit=code,
+            device=device_name(device),
+            kind="cuda" if device.type == "cuda" else "cpu",
+            versions=versions(),
+            measured_at=begun,
+            note=note,
+            copy_gb_per_second=copy / 1e9 if copy else None,
+            results=tuple(rows),
+        )

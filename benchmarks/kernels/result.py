@@ -22,8 +22,8 @@ class Row(BaseModel):
     """Of a call: the fifth, the half and four fifths of all calls were faster than this."""
     bytes: int
     """What any implementation has to read and write."""
-    of_copy: float
-    """bytes over the median's time, as a share of the copy's speed."""
+    of_copy: float | None
+    """bytes over the median's time, as a share of the copy's speed; None on a CPU, whose cache holds these jobs."""
 
 
 class Result(BaseModel):
@@ -40,8 +40,8 @@ class Result(BaseModel):
     measured_at: str
     note: str
     """What else a reader has to know, such as what the machine was shared with."""
-    copy_gb_per_second: float
-    """Speed of a copy of a large tensor, bytes read and written, 1e9 a second."""
+    copy_gb_per_second: float | None
+    """Speed of a copy of a large tensor, bytes read and written, 1e9 a second; None on a CPU."""
     results: tuple[Row, ...]
 
     def write(self, file: Path) -> None:
@@ -57,22 +57,22 @@ def read_result(file: Path) -> Result:
 
 
 def table(result: Result) -> str:
-    """Return a result as a Markdown table: every job a block of rows, times beside the job's fastest."""
-    lines = ["| job | by | median | a fifth below, above | of a copy's speed |", "|---|---|---:|---:|---:|"]
+    """Return a result as a Markdown table, every job a block of rows."""
+    copied = result.copy_gb_per_second is not None
+    lines = ["| job | by | median | a fifth below, above |" + " of a copy's speed |" * copied]
+    lines += ["|---|---|---:|---:|" + "---:|" * copied]
     before = ""
     for row in result.results:
-        low, median, high = row.microseconds
+        low, median, high = map(_time, row.microseconds)
         job = row.job if row.job != before else ""
-        lines.append(
-            f"| {job} | {row.by} | {_time(median)} | {_time(low)}, {_time(high)} | {100 * row.of_copy:.0f} % |"
-        )
+        share = f" {100 * row.of_copy:.0f} % |" if row.of_copy is not None else ""
+        lines.append(f"| {job} | {row.by} | {median} | {low}, {high} |{share}")
         before = row.job
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "stepdial")
-    lines += [
-        "",
-        f"{result.device}; a copy moves {result.copy_gb_per_second:.1f} GB/s. {result.note} "
-        f"`{result.command}` at commit {result.commit}, {versions}.",
-    ]
+    versions = ", ".join(
+        f"{name} {result.versions[name]}" for name in ("torch", "triton", "numpy") if name in result.versions
+    )
+    clock = f"a copy moves {result.copy_gb_per_second:.0f} GB/s" if copied else "processor time of a call"
+    lines += ["", f"{result.device}, {clock}. {result.note} Commit {result.commit}, {versions}."]
     return "\n".join(lines) + "\n"
 
 

@@ -55,6 +55,7 @@ def targets(device: torch.device) -> Iterator[Comparison]:
                 "PyTorch": _with_gradient(eager_distance, leaf, rest),
                 "torch.compile": _with_gradient(compiled, leaf, rest),
             },
+            trains=True,
         )
 
 

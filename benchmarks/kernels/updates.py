@@ -11,7 +11,7 @@ from kernels import Column, hop, last_hop, noise
 from kernels.gaussian import plain_noise
 
 SHAPES = {
-    "cpu": ((16, 3, 32, 32), (16, 3, 64, 64), (4, 3, 256, 256)),
+    "cpu": ((1, 3, 32, 32), (16, 3, 32, 32), (16, 3, 64, 64)),
     "cuda": ((1, 3, 32, 32), (64, 3, 64, 64), (64, 3, 128, 128), (64, 3, 512, 512)),
 }
 NETWORK = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -153,7 +153,7 @@ def _schedulers(
         return lcm.step(v, lcm_at_t, z, return_dict=False)[0]
 
     return (
-        lambda v, z: ddim.step(v, at_t, z, return_dict=False)[0],
+        lambda v, z: ddim.step(v, at_t, z, use_clipped_model_output=True, return_dict=False)[0],
         lcm_step,
         (each[0], each[2], each[1], each[3]),
     )
