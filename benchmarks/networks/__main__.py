@@ -96,7 +96,9 @@ def main() -> None:
         for _ in evaluations(network, asked.ways, asked.rows, device, rounds=1, peak={"fp32": 1.0, "bf16": 1.0}):
             pass
         return
-    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "note", "no_result", "report")}
+    settings = {
+        name: value for name, value in vars(asked).items() if name not in ("out", "note", "no_result", "report")
+    }
     settings |= {"family": asked.family.name, "operations_of_an_evaluation": operations(network.config)}
     results = _results(asked, network, device)
     found = record("benchmarks.networks", device, results, settings=settings, note=asked.note)
