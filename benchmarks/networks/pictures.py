@@ -45,7 +45,7 @@ def pictures(folder: Path, precision: Precision, steps: int, count: int, device:
 
 def differences(folder: Path, steps: int, count: int, device: str) -> dict[str, Any]:
     """Return the differences of one dial position in levels of 255: the mean, the largest of an image's means, the largest."""
-    full, half = (pictures(folder, precision, steps, count, device).int() for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
+    full, half = (pictures(folder, precision, steps, count, device).int() for precision in ("fp32", "bf16"))
     levels = (full - half).abs().float()
     means = levels.mean(dim=(1, 2, 3))
     found = {"mean": levels.mean().item(), "largest_mean": means.max().item(), "largest": levels.max().item()}
