@@ -13,6 +13,7 @@
 # make lock    renew the image's locked requirements in deploy/image/
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
+# make gpu-queue-test  every piece of the queue for a GPU (benchmarks/gpu), in small on this machine (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make peers   measure other servers beside this one with the same students, a quarter of an hour on an idle machine (docs/performance.md)
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)

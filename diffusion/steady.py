@@ -19,8 +19,13 @@ def steady(network: nn.Module) -> None:
     for layer in network.modules():
         if type(layer) is nn.Linear:
             layer.forward = partial(_multiply, layer)  # type: ignore[method-assign]
-        elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        elif type(layer) is nn.Conv2d and _sums_neighbours(layer):
             layer.forward = partial(_convolve, layer)  # type: ignore[method-assign]
+
+
+def _sums_neighbours(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN can take it, and it is more than a product of matrices, which has equal bits as it is."""
+    return layer.kernel_size != (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _multiply(layer: nn.Linear, x: Tensor) -> Tensor:

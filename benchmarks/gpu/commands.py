@@ -98,7 +98,7 @@ def frontier(source: str, position: int) -> Callable[[Ask], dict[str, Any]]:
 
     def step(ask: Ask) -> dict[str, Any]:
         folder = copied_family(ask, "digits" if ask.tiny else source)
-        sizes = ["--samples", "70", "--seeds", "1"] if ask.tiny else ["--samples", "2000", "--seeds", "3"]
+        sizes = ["--samples", "80", "--seeds", "1"] if ask.tiny else ["--samples", "2000", "--seeds", "3"]
         what = ["--positions", str(position), "--sources", "student,whole,teacher", *sizes]
         where = ["--family", str(folder), "--device", ask.device, "--runs", str(ask.work / "evaluate")]
         call(ask, "stepdial.py", "evaluate", *where, *what)

@@ -60,7 +60,7 @@ def _of_scenes(ask: Ask) -> Sequence[Step]:
     short = ("--iterations", "8000", "--batch", "256", "--lr", "3.5e-4", "--seed", "1")
     few = ("--iterations", "4", "--batch", "8")
     digits = ("--data", "digits", "--preset", "debug")
-    tiny = ("--samples", "70", "--seeds", "1", "--positions", "1")
+    tiny = ("--samples", "80", "--seeds", "1", "--positions", "1")
     return (
         Step("teacher", stepdial("train", *data, *SCENES, *long, tiny=("train", *digits, *TINY, *few)), 1),
         Step("students", stepdial("distill", *SCENES, *short, tiny=("distill", *TINY, *few, "--steps", "1")), 1),

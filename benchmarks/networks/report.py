@@ -27,7 +27,10 @@ def table(file: Path) -> str:
     said = f"{found['device']}, commit {found['commit']}, {found['measured_at'][:10]}; torch {found['versions']['torch']}; "
     said += f"`{found['command']}`. {found['note']}".rstrip(". ") + "."
     if starts:
-        said += f" A process that compiles them all: {starts['empty']:.0f} s with an empty cache, {starts['filled']:.0f} s with a filled one."
+        empty, filled = starts["empty"], starts["filled"]
+        said += (
+            f" A process that compiles them all: {empty:.0f} s with an empty cache, {filled:.0f} s with a filled one."
+        )
     return "\n".join([*lines, "", f"*{said}*"]) + "\n"
 
 
@@ -39,7 +42,7 @@ def _cell(result: dict[str, Any], kind: str) -> str:
 
 
 def write_table(result: Path, document: Path) -> None:
-    """Write the table of a result file between its marks, <!-- networks NAME --> and <!-- end -->. Raises ValueError without them."""
+    """Write a result file's table between <!-- networks NAME --> and <!-- end -->. Raises ValueError without these marks."""
     text, name = document.read_text(), result.stem
     marked = re.compile(rf"(<!-- networks {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not marked.search(text):
