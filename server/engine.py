@@ -76,6 +76,8 @@ class Engine:
         Returns what waves of each network and size took, in the exact mode.
         Raises FamilyError when the family's files are not what they should be or the images are not as recorded.
         """
+        if self._crew:
+            self._crew.lead()
         for member in self.family.manifest.members:
             network = self.family.network(member.name, self.device)
             self._networks[member.name] = CrewNetwork(network, self._crew) if self._crew else network

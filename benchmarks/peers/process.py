@@ -12,6 +12,7 @@ from time import perf_counter
 import aiohttp
 
 from benchmarks.load.client import NotServed
+from benchmarks.peers.painter import example_wish
 from benchmarks.peers.peer import OTHERS, ROOT, Peer, PeerClient
 from benchmarks.scale.processes import free_port
 from diffusion.family import Family
@@ -57,7 +58,7 @@ def memory_bytes(pid: int) -> int:
 
 async def _answers(client: PeerClient, process: asyncio.subprocess.Process, family: Family) -> bool:
     """Whether the first image comes in time."""
-    wish, patience = {"prompt": family.manifest.conditioning.example, "steps": 1}, perf_counter() + START_SECONDS
+    wish, patience = example_wish(family, 1), perf_counter() + START_SECONDS
     while perf_counter() < patience and process.returncode is None:
         try:
             status, _, _ = await client.post(wish)
