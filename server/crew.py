@@ -13,8 +13,6 @@ from torch import Tensor
 from diffusion.manifest import MemberNetwork, NetworkConfig
 from server.device import THREADS
 
-PARTS = 2
-"""Parts for each thread: one that has to share its core with requests leaves more of them to the others."""
 SMALLEST_PART = 4
 """Rows of a part at least: fewer use a core worse, and on CPUs we have seen batches below 4 give bits of their own."""
 
@@ -34,11 +32,11 @@ class Crew:
 
     def evaluate(self, network: MemberNetwork, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
         """Return the network's v of all rows, (B, C, H, W). Raises what the network raises."""
-        parts = min(PARTS * self._threads, len(z) // SMALLEST_PART)
+        parts = min(self._threads, len(z) // SMALLEST_PART)
         if parts < 2:
             return self._one.submit(_evaluate, network, (z, logsnr, condition), self._threads).result()
         cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
-        threads = max(1, self._threads // parts)
+        threads = self._threads // parts
         return torch.cat([*self._many.map(lambda part: _evaluate(network, part, threads), cut)])
 
 
