@@ -14,7 +14,7 @@
 # make kubernetes  check the Kubernetes manifests as far as it goes without a cluster (docs/kubernetes.md); as root a pod is rehearsed
 # make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
-# make peers   measure other servers beside this one with the same students, a quarter of an hour on an idle machine (docs/performance.md)
+# make peers   measure other servers beside this one with the same students, 40 minutes on an idle machine (docs/performance.md); peers-test tries them
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make clean   remove what the others made
 #
@@ -268,8 +268,11 @@ $(PEERS)/.installed: .venv/.test benchmarks/peers/requirements.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
-.PHONY: peers peers-environment
+.PHONY: peers peers-environment peers-test
 peers-environment: $(PEERS)/.installed
+
+peers-test: $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_peers.py
 
 peers: $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.peers measure

@@ -39,6 +39,7 @@ async def served(peer: Peer, family: Family, environment: Path) -> AsyncIterator
             env=os.environ | {
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{OTHERS}", "STEPDIAL_FAMILY": str(family.folder.resolve()),
                 "BENTOML_DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1",
+                "RAY_worker_niceness": "0",  # else its workers give way to everything, the client too
             },
         )  # fmt: skip
         try:
