@@ -15,7 +15,7 @@
 # make processes  what make test leaves out of training by several processes, and compiled blocks (minutes)
 # make gpu-queue-test  every piece of the queue for a GPU (benchmarks/gpu), in small on this machine (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
-# make peers   measure other servers beside this one with the same students, a quarter of an hour on an idle machine (docs/performance.md)
+# make peers   measure other servers beside this one with the same students, 40 minutes on an idle machine (docs/performance.md); peers-test tries them
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make fuzz    send a server CASES (2000) requests for each operation of docs/openapi.json; any fault or undocumented answer fails (minutes)
 # make clean   remove what the others made
@@ -281,8 +281,11 @@ $(PEERS)/.installed: .venv/.test benchmarks/peers/requirements.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
-.PHONY: peers peers-environment
+.PHONY: peers peers-environment peers-test
 peers-environment: $(PEERS)/.installed
+
+peers-test: $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_peers.py
 
 peers: $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.peers measure

@@ -1,8 +1,8 @@
 """The crew: threads that evaluate one network together on a CPU, each for a part of the batch.
 
-PyTorch shares out the work of every single operation, and all threads wait for each other after each. On small networks a
-batch cut once, at its rows, keeps the cores busier; what that gives is in docs/performance.md. Batches too small to be cut are
-PyTorch's to share out.
+PyTorch shares out the work of every single operation, and its threads wait for each other after each, spinning. A batch that is
+cut once, at its rows, keeps the cores busier for the same bits; what that gives is in docs/performance.md. A batch too small to
+be cut is evaluated by one thread of the crew, and is PyTorch's to share out.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +23,21 @@ class Crew:
     def __init__(self, threads: int):
         """threads: how many PyTorch uses, all of which the crew takes."""
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, THREADS)
+        self._many, self._one = ThreadPoolExecutor(threads, THREADS), ThreadPoolExecutor(1, THREADS)
+
+    @staticmethod
+    def lead() -> None:
+        """Called on the thread that hands out the work: what it computes itself is too little to be shared out."""
+        torch.set_num_threads(1)
 
     def evaluate(self, network: MemberNetwork, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
         """Return the network's v of all rows, (B, C, H, W). Raises what the network raises."""
         parts = min(self._threads, len(z) // SMALLEST_PART)
         if parts < 2:
-            return network(z, logsnr, condition)
+            return self._one.submit(_evaluate, network, (z, logsnr, condition), self._threads).result()
         cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
         threads = self._threads // parts
-        return torch.cat([*self._pool.map(lambda part: _evaluate(network, part, threads), cut)])
+        return torch.cat([*self._many.map(lambda part: _evaluate(network, part, threads), cut)])
 
 
 class CrewNetwork:
@@ -52,8 +57,7 @@ class CrewNetwork:
 
 
 def _evaluate(network: MemberNetwork, part: tuple[Tensor, ...], threads: int) -> Tensor:
-    """Runs on a thread of the crew, whose number of threads for an operation is its own."""
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    """Runs on a thread of the crew."""
+    torch.set_num_threads(threads)  # each time: OpenMP keeps it for each thread, but the matrix library for all
     with torch.inference_mode():
         return network(*part)

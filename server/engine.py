@@ -94,6 +94,8 @@ class Engine:
         raise failure  # out here, as in `wave`
 
     def _prepare(self) -> list[Timing]:
+        if self._crew:
+            self._crew.lead()
         for member in self.family.manifest.members:
             self._networks[member.name] = self._network(member.name)
         self._autoencoder = self.family.autoencoder(self.device)

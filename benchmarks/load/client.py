@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -73,7 +73,7 @@ class Client:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers=self._headers, timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0)
         )

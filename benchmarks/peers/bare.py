@@ -7,7 +7,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.peers.painter import POSITIONS, Painter, answer
+from benchmarks.peers.painter import POSITIONS, Painter, answer, example_wish
 from benchmarks.peers.result import Bare
 
 BATCHES = (1, 8, 16, 32)
@@ -18,7 +18,6 @@ SECONDS = 1.0
 
 def measure(painter: Painter) -> Bare:
     """Return what the painter does by itself."""
-    wish = {"prompt": painter.family.manifest.conditioning.example}
 
     def seconds(wishes: Sequence[Mapping[str, Any]]) -> float:
         times: list[float] = []
@@ -29,8 +28,8 @@ def measure(painter: Painter) -> Bare:
             times.append(perf_counter() - began)
         return median(times[1:])
 
-    batches = {str(size): STEPS * size / seconds([wish | {"steps": STEPS}] * size) for size in BATCHES}
-    alone = {str(steps): 1000 * seconds([wish | {"steps": steps}]) for steps in POSITIONS}
+    batches = {str(size): STEPS * size / seconds([example_wish(painter.family, STEPS)] * size) for size in BATCHES}
+    alone = {str(steps): 1000 * seconds([example_wish(painter.family, steps)]) for steps in POSITIONS}
     return Bare(
         evaluations_per_second={size: round(rate, 1) for size, rate in batches.items()},
         alone_ms={steps: round(milliseconds, 2) for steps, milliseconds in alone.items()},

@@ -15,7 +15,7 @@ from benchmarks.load.client import NotServed
 from benchmarks.load.loops import Extent, closed_loop, unwatched
 from benchmarks.load.summary import summarise
 from benchmarks.load.wishes import Wishes, weights
-from benchmarks.peers.painter import POSITIONS
+from benchmarks.peers.painter import POSITIONS, model_of
 from benchmarks.peers.peer import ROOT, Peer, PeerClient
 from benchmarks.peers.process import memory_bytes, served
 from benchmarks.peers.result import Bare, Bout, Contest, Round, Turnout
@@ -97,9 +97,7 @@ async def _turn(
 async def _bout(
     peer: Peer, load: Load, client: PeerClient, family: Family, bare: Bare, seconds: float, seed: int
 ) -> Bout:
-    manifest = family.manifest
-    model = {"name": manifest.name, "conditioning": manifest.conditioning.model_dump(mode="json")}
-    wishes = Wishes(model, weights(load.mix), Random(f"{seed} {load.name}"), **peer.fields)
+    wishes = Wishes(model_of(family), weights(load.mix), Random(f"{seed} {load.name}"), **peer.fields)
     extent = Extent(warmup_seconds=WARMUP_SHARE * seconds, seconds=seconds)
     run = await closed_loop(client, wishes, load.clients, extent, unwatched)
     slo = {steps: SLO * milliseconds / 1000 for steps, milliseconds in bare.alone_ms.items()}

@@ -6,14 +6,16 @@ import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffusion.family import open_family
-from diffusion.sampler import sample
+from benchmarks.load.wishes import Wishes
+from diffusion.family import Family, open_family
+from diffusion.sampler import Network, sample
 
 POSITIONS = (1, 2, 4, 8, 16)
 """Dial positions that are asked for."""
@@ -34,13 +36,15 @@ class Painter:
         self.family = open_family(folder)
         self.plans = {steps: self.family.positions[steps] for steps in POSITIONS}
         wanted = {member for plan in self.plans.values() for member in plan.members}
-        self._networks = {name: self.family.network(name) for name in wanted & set(members or wanted)}
+        self._networks: dict[str, Network] = {
+            name: self.family.network(name) for name in wanted & set(members or wanted)
+        }
 
     def warm(self) -> None:
         """Draw once at every position, alone and in a full batch, so that no request meets what is done only once."""
         for steps, plan in self.plans.items():
             if set(plan.members) <= set(self._networks):
-                wish = {"prompt": self.family.manifest.conditioning.example, "steps": steps}
+                wish = example_wish(self.family, steps)
                 self.paint([wish])
                 self.paint([wish] * MAX_BATCH)
 
@@ -72,6 +76,16 @@ class Painter:
                 variance=self.family.variance,
             )
         return images.numpy()
+
+
+def model_of(family: Family) -> dict[str, Any]:
+    """Return what wishes are made of, as GET /models of stepdial tells it."""
+    return {"name": family.name, "conditioning": family.manifest.conditioning.model_dump(mode="json")}
+
+
+def example_wish(family: Family, steps: int) -> dict[str, Any]:
+    """Return one wish for so many steps, the same each time but for its seed, which it leaves open."""
+    return Wishes(model_of(family), {steps: 1.0}, Random(0)).next()[1]
 
 
 def answer(pixels: np.ndarray, steps: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from time import perf_counter
 import aiohttp
 
 from benchmarks.load.client import NotServed
+from benchmarks.peers.painter import POSITIONS, example_wish
 from benchmarks.peers.peer import OTHERS, ROOT, Peer, PeerClient
 from benchmarks.scale.processes import free_port
 from diffusion.family import Family
@@ -26,7 +27,7 @@ SAID_BYTES = 2000
 
 @asynccontextmanager
 async def served(peer: Peer, family: Family, environment: Path) -> AsyncIterator[tuple[PeerClient, int, float]]:
-    """Serve the family until the block ends; yield a client, the process id, and the seconds until the first image.
+    """Serve the family until the block ends; yield a client, the process id, and the seconds until an image of each position.
 
     Raises NotServed, with what the peer printed, where it does not come up.
     """
@@ -38,6 +39,7 @@ async def served(peer: Peer, family: Family, environment: Path) -> AsyncIterator
             env=os.environ | {
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{OTHERS}", "STEPDIAL_FAMILY": str(family.folder.resolve()),
                 "BENTOML_DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1",
+                "RAY_worker_niceness": "0",  # else its workers give way to everything, the client too
             },
         )  # fmt: skip
         try:
@@ -56,17 +58,18 @@ def memory_bytes(pid: int) -> int:
 
 
 async def _answers(client: PeerClient, process: asyncio.subprocess.Process, family: Family) -> bool:
-    """Whether the first image comes in time."""
-    wish, patience = {"prompt": family.manifest.conditioning.example, "steps": 1}, perf_counter() + START_SECONDS
-    while perf_counter() < patience and process.returncode is None:
+    """Whether an image of each position comes in time; some servers load a network only when it is asked for."""
+    asked, patience = [steps for steps in POSITIONS if steps in family.positions], perf_counter() + START_SECONDS
+    while asked and perf_counter() < patience and process.returncode is None:
         try:
-            status, _, _ = await client.post(wish)
+            status, _, _ = await client.post(example_wish(family, asked[0]))
         except (aiohttp.ClientError, TimeoutError):
             status = 0
         if status == 200:
-            return True
-        await asyncio.sleep(0.1)
-    return False
+            asked.pop(0)
+        else:
+            await asyncio.sleep(0.1)
+    return not asked
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

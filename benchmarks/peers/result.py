@@ -66,7 +66,7 @@ class Turnout(_Record):
 
     server: str
     start_seconds: float
-    """From the start of its process to its first image, warmed up."""
+    """From the start of its process until it has drawn an image of each position."""
     idle_mib: float
     """Memory before the first load, of all its processes; what they share counts once."""
     busy_mib: float
