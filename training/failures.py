@@ -42,4 +42,5 @@ def without_prefix(message: str) -> str:
 def tell_launcher(sentence: str) -> None:
     """Leave a sentence for torchrun, if it started this process, to end its report with instead of a hint at tracebacks."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
+        when = {"timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": sentence, "extraInfo": when}}))

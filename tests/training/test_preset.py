@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,9 @@ def test_torchruns_report_of_a_refusal_is_the_sentence(
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))  # as torchrun sets it
     assert call(monkeypatch, "train", "--data", "nothing", "--family", tmp_path / "f") == 1
     told = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
-    assert told.message == capsys.readouterr().err.strip() and "data 'nothing' is not there" in told.message
+    said = capsys.readouterr().err.strip()
+    assert told.message["message"] == said and "data 'nothing' is not there" in said
+    assert time.time() - told.timestamp < 60
 
 
 def test_the_files_are_packaged():

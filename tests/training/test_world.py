@@ -129,7 +129,9 @@ def test_a_signal_to_one_of_two_that_shard_saves_and_ends_both_and_one_alone_goe
         time.sleep(0.02)
     os.kill(pid_of(process, 1), signal.SIGTERM)
     said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode and said.count("interrupted; the same command goes on from here") == 2, said
+    told, report = said.split("ChildFailedError", 1)
+    assert process.returncode and told.count("interrupted; the same command goes on from here") == 2, said
+    assert "traceback : stepdial train: interrupted; the same command goes on" in report.split("Root Cause")[1], said
     assert (run / "checkpoint.safetensors").exists() and not (tmp_path / "digits/family.json").exists()
     done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | ALONE, timeout=PATIENCE)
     assert done.returncode == 0
