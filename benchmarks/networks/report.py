@@ -21,8 +21,10 @@ def table(file: Path) -> str:
     ]
     for way in dict.fromkeys(result["way"] for result in results):
         own = {result["rows"]: result for result in results if result["way"] == way}
-        equal = ", ".join(str(count) for count in rows if own[count]["equal_bits"])
-        lines.append(f"| {way} | {' | '.join(_cell(own[count], kind) for count in rows)} | {equal} |")
+        same = [str(count) for count in rows if own[count].get("equal_bits")]
+        lines.append(
+            f"| {way} | {' | '.join(_cell(own[count], kind) for count in rows)} | {', '.join(same) or 'not compared'} |"
+        )
     starts = {r["compile_cache"]: r["process_seconds"] for r in found["results"] if "compile_cache" in r}
     said = f"{found['device']}, commit {found['commit']}, {found['measured_at'][:10]}; torch {found['versions']['torch']}; "
     said += f"`{found['command']}`. {found['note']}".rstrip(". ") + "."
