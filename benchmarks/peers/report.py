@@ -70,10 +70,35 @@ def idle_table(contest: Contest) -> str:
     return _table(head, rows)
 
 
+def goals_table(contest: Contest) -> str:
+    """Return how many times as good as LitServe stepdial was at what it set out for, in either mode."""
+
+    def rate(server: str, load: str) -> float:
+        return mean(bout.images_per_second for bout in bouts(contest, server, load))
+
+    def first(server: str, load: str) -> float:
+        return mean(bout.latency_ms["1"].p50 for bout in bouts(contest, server, load))
+
+    ours = [server for server in servers(contest) if server.startswith("stepdial")]
+    theirs = [server for server in servers(contest) if server.startswith("LitServe")]
+    alone = mean(found.bare.alone_ms["1"] for found in contest.rounds)
+    rows = []
+    for name, goal, load in (("images/s at 4 steps", "≥ 1.3", "32 clients, 4 steps"), ("images/s, mixed", "≥ 2", MIXED)):
+        for other in theirs:
+            rows.append([f"{name}, times {other}", goal, *(f"{rate(one, load) / rate(other, load):.2f}" for one in ours)])
+    for other in theirs:
+        ratios = [f"1/{first(other, MIXED) / first(one, MIXED):.1f}" for one in ours]
+        rows.append([f"median of 1 step in the mix, of that of {other}", "≤ 1/8", *ratios])
+    added = [f"{first(one, '1 client, 1 step') - alone:.1f} ms" for one in ours]
+    rows.append(["added to network and encoding, one client", "≤ 3 ms", *added])
+    return _table(["", "goal", *ours], rows)
+
+
 TABLES: dict[str, Callable[[Contest], str]] = {
     "throughput": throughput_table,
     "latency": latency_table,
     "idle": idle_table,
+    "goals": goals_table,
 }
 """What may stand between `<!-- peers KIND VARIANT -->` and `<!-- end -->`, by kind."""
 
