@@ -140,7 +140,8 @@ def _note(contest: Contest) -> str:
     note = f" {contest.note}" if contest.note else ""
     command = contest.command.partition(" --note")[0]
     return (
-        f"\n{_rounds(contest)}; {contest.device}, client included. Networks by steps: {networks}. With no server, evaluations/s by batch: {bare}. "
+        f"\n{_rounds(contest)}; {contest.device}, client included. Networks by steps: {networks}. With no server, "
+        f"evaluations/s by batch: {bare}. "
         f"`{command}`, {contest.measured_at[:10]}, commit {contest.commit}; {versions}.{note}\n"
     )
 
