@@ -23,8 +23,9 @@ def table(costs: Costs) -> str:
         lines.append("")
     versions = ", ".join(f"{name} {version}" for name, version in costs.versions.items())
     note = f" {costs.note}" if costs.note else ""
+    command = costs.command.partition(" --note")[0]
     lines.append(
-        f"Medians of one thread, {costs.device}; in bold what the server uses. `{costs.command}`, {costs.measured_at[:10]}, "
+        f"Medians of one thread, {costs.device}; in bold what the server uses. `{command}`, {costs.measured_at[:10]}, "
         f"commit {costs.commit}; {versions}.{note}"
     )
     return "\n".join(lines) + "\n"

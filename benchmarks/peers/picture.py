@@ -30,9 +30,10 @@ def _throughput(axes: Any, contest: Contest) -> None:
         ]
         axes.bar(places, [mean(several) for several in rates], width, yerr=spreads, label=server)
     axes.set_xticks(range(len(loads(contest))), [load.replace(", ", ",\n") for load in loads(contest)], fontsize=8)
+    axes.margins(y=0.5)  # room for the legend
     axes.set_ylabel("images/s (bars: mean; whiskers: all rounds)")
     axes.set_title(f"throughput, networks: {', '.join(dict.fromkeys(contest.networks.values()))}", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2)
 
 
 def _latency(axes: Any, contest: Contest) -> None:

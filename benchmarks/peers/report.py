@@ -43,7 +43,7 @@ def latency_table(contest: Contest) -> str:
         rows.append([server, *cells, f"{evaluations:,.0f}", f"{min(share, 1.0):.0%}"])
     head = [MIXED, *(f"{steps} step{'s' * (steps != '1')}" for steps in positions), "evaluations/s", "in time"]
     return _table(head, rows) + (
-        "p50 / p95 / p99 in milliseconds, means over rounds. In time: answers within "
+        "\np50 / p95 / p99 in milliseconds, means over rounds. In time: answers within "
         f"{contest.slo:g} times what one image of so many steps takes alone with no server.\n"
     )
 
@@ -70,10 +70,40 @@ def idle_table(contest: Contest) -> str:
     return _table(head, rows)
 
 
+def goals_table(contest: Contest) -> str:
+    """Return how many times as good as LitServe stepdial was at what it set out for, in either mode."""
+
+    def rate(server: str, load: str) -> float:
+        return mean(bout.images_per_second for bout in bouts(contest, server, load))
+
+    def first(server: str, load: str) -> float:
+        return mean(bout.latency_ms["1"].p50 for bout in bouts(contest, server, load))
+
+    ours = [server for server in servers(contest) if server.startswith("stepdial")]
+    theirs = [server for server in servers(contest) if server.startswith("LitServe")]
+    alone = mean(found.bare.alone_ms["1"] for found in contest.rounds)
+    rows = []
+    for name, goal, load in (
+        ("images/s at 4 steps", "≥ 1.3", "32 clients, 4 steps"),
+        ("images/s, mixed", "≥ 2", MIXED),
+    ):
+        for other in theirs:
+            rows.append(
+                [f"{name}, times {other}", goal, *(f"{rate(one, load) / rate(other, load):.2f}" for one in ours)]
+            )
+    for other in theirs:
+        ratios = [f"1/{first(other, MIXED) / first(one, MIXED):.1f}" for one in ours]
+        rows.append([f"median of 1 step in the mix, of that of {other}", "≤ 1/8", *ratios])
+    added = [f"{first(one, '1 client, 1 step') - alone:.1f} ms" for one in ours]
+    rows.append(["added to network and encoding, one client", "≤ 3 ms", *added])
+    return _table(["", "goal", *ours], rows)
+
+
 TABLES: dict[str, Callable[[Contest], str]] = {
     "throughput": throughput_table,
     "latency": latency_table,
     "idle": idle_table,
+    "goals": goals_table,
 }
 """What may stand between `<!-- peers KIND VARIANT -->` and `<!-- end -->`, by kind."""
 
@@ -108,11 +138,19 @@ def _note(contest: Contest) -> str:
     networks = ", ".join(f"{steps}: {member}" for steps, member in contest.networks.items())
     versions = ", ".join(f"{name} {version}" for name, version in contest.versions.items())
     note = f" {contest.note}" if contest.note else ""
+    command = contest.command.partition(" --note")[0]
     return (
-        f"Means of {len(contest.rounds)} rounds of {contest.seconds:g} s, ± their standard deviation; {contest.device}, client "
-        f"included. Networks by steps: {networks}. With no server, evaluations/s by batch: {bare}. "
-        f"`{contest.command}`, {contest.measured_at[:10]}, commit {contest.commit}; {versions}.{note}\n"
+        f"\n{_rounds(contest)}; {contest.device}, client included. Networks by steps: {networks}. With no server, "
+        f"evaluations/s by batch: {bare}. "
+        f"`{command}`, {contest.measured_at[:10]}, commit {contest.commit}; {versions}.{note}\n"
     )
+
+
+def _rounds(contest: Contest) -> str:
+    """How often everything was measured, and for how long."""
+    if len(contest.rounds) == 1:
+        return f"One round of {contest.seconds:g} s, so no spread is known"
+    return f"Means of {len(contest.rounds)} rounds of {contest.seconds:g} s, ± their standard deviation"
 
 
 def _with_spread(values: Sequence[float]) -> str:
