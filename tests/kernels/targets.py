@@ -7,7 +7,9 @@ from torch import Tensor
 
 from diffusion.schedule import CosineSchedule
 from kernels.target import TargetColumn
-from training.objective import Objective, consistency_target, distance
+from training.distance import distance
+from training.objective import Objective
+from training.target import consistency_target
 from training.times import Times
 
 EPSILON = 1e-3

@@ -52,13 +52,13 @@ def whole(family: Family) -> Backbone:
 
 def test_arithmetic_and_parameters_are_those_of_the_network_as_it_really_runs(family: Family):
     network = family.network("teacher")
-    inputs = asked(network, 1)
+    inputs = asked(network, 4)  # of fewer, `diffusion.steady` has some layers computed in ways that are not counted
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # what a CPU fuses, torch does not count
         network(*inputs)  # its text encoders keep what they say of a prompt
         with FlopCounterMode(display=False) as counter:
             network(*inputs)
     meta = built(network.config)
-    assert operations(meta) == counter.get_total_flops() > 0
+    assert 4 * operations(meta) == counter.get_total_flops() > 0
     work = Work(network.config, 4, 10, targets=1, teacher=2)
     found = estimate(work)
     assert found.parameters == sum(value.numel() for value in network.parameters())
