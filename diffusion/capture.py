@@ -1,6 +1,7 @@
 """CUDA graphs: what a GPU does once is recorded, and repeated without Python."""
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Protocol, TypeVar
 
 import torch
@@ -9,6 +10,9 @@ R = TypeVar("R")
 
 WARM_UPS = 2
 """Runs before the recording: they compile kernels, choose algorithms and take what libraries allocate at first."""
+
+_RECORDING = Lock()
+"""Held while recording: PyTorch records on one stream, and begins by waiting for a device that must not be recording."""
 
 
 class Capture(Protocol):
@@ -28,7 +32,7 @@ def cuda_graphs(device: torch.device | str) -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Callable[[], R], /) -> Callable[[], R]:
-        with torch.cuda.device(device):
+        with _RECORDING, torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

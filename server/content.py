@@ -10,7 +10,7 @@ import torch
 
 from diffusion.family import Family
 from diffusion.plans import Plan
-from server.images import Format
+from server.images import SETTINGS, Format
 from server.samples import Sample
 
 
@@ -34,7 +34,7 @@ def content_key(family: Family, samples: Sequence[Sample], output_format: Format
             [plans.index(sample.plan), sample.condition, sample.seed, sample.index, sample.guidance]
             for sample in samples
         ],
-        "format": output_format,
+        "format": [output_format, SETTINGS[output_format]],
         "precision": family.precision,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -2,19 +2,26 @@
 
 PyTorch shares out the work of every single operation, and its threads wait for each other after each, spinning. A batch that is
 cut once, at its rows, keeps the cores busier for the same bits; what that gives is in docs/performance.md. A batch too small to
-be cut is evaluated by one thread of the crew, and is PyTorch's to share out.
+be cut is evaluated by one thread of the crew, and is PyTorch's to share out. So is one for a network of diffusers, which
+keeps what a batch is told where the next one's overwrites it (`diffusion.backbone`): two threads would mix that up.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from diffusion.manifest import MemberNetwork, NetworkConfig
-from server.device import THREADS
+from diffusion.uvit import UViT
+
+THREADS = "stepdial-crew"
+"""How the names of the threads begin; not as those of the device (`server.device`), whose end the process waits for."""
+R = TypeVar("R")
 
 SMALLEST_PART = 4
-"""Rows of a part at least: fewer use a core worse, and on CPUs we have seen batches below 4 give bits of their own."""
+"""Rows of a part at least: fewer use a core worse."""
 
 
 class Crew:
@@ -28,16 +35,20 @@ class Crew:
     @staticmethod
     def lead() -> None:
         """Called on the thread that hands out the work: what it computes itself is too little to be shared out."""
-        torch.set_num_threads(1)
+        _use(1)
 
     def evaluate(self, network: MemberNetwork, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
         """Return the network's v of all rows, (B, C, H, W). Raises what the network raises."""
-        parts = min(self._threads, len(z) // SMALLEST_PART)
+        parts = min(self._threads, len(z) // SMALLEST_PART) if isinstance(network, UViT) else 1
         if parts < 2:
-            return self._one.submit(_evaluate, network, (z, logsnr, condition), self._threads).result()
+            return self.alone(network, z, logsnr, condition)
         cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
         threads = self._threads // parts
-        return torch.cat([*self._many.map(lambda part: _evaluate(network, part, threads), cut)])
+        return torch.cat([*self._many.map(lambda part: _do(network, part, threads), cut)])
+
+    def alone(self, work: Callable[..., R], *arguments: Tensor) -> R:
+        """Return what work makes of the arguments on one thread of the crew, with all of PyTorch's. Raises what it raises."""
+        return self._one.submit(_do, work, arguments, self._threads).result()
 
 
 class CrewNetwork:
@@ -56,8 +67,14 @@ class CrewNetwork:
         return self._crew.evaluate(self._network, z, logsnr, condition)
 
 
-def _evaluate(network: MemberNetwork, part: tuple[Tensor, ...], threads: int) -> Tensor:
+def _do(work: Callable[..., R], arguments: tuple[Tensor, ...], threads: int) -> R:
     """Runs on a thread of the crew."""
-    torch.set_num_threads(threads)  # each time: OpenMP keeps it for each thread, but the matrix library for all
+    _use(threads)
     with torch.inference_mode():
-        return network(*part)
+        return work(*arguments)
+
+
+def _use(threads: int) -> None:
+    """Have PyTorch compute with so many threads what this thread asks for."""
+    torch.get_num_threads()  # else a thread's first operation would go back to what any thread has set last
+    torch.set_num_threads(threads)

@@ -278,8 +278,12 @@ class Engine:
         if self._autoencoder is None:
             return dict(enumerate(self._to_host(ended)))
         shown = [row for row, turn in enumerate(turns) if turn.makes_image]
-        decoded = self._autoencoder.decode(torch.stack([ended[row] for row in shown]))
+        decoded = self._decode(self._autoencoder, torch.stack([ended[row] for row in shown]))
         return dict(zip(shown, self._to_host(decoded), strict=True))
+
+    def _decode(self, decoder: Autoencoder, latents: Tensor) -> Tensor:
+        """Images of latents; on a CPU not on the lead, which computes with one thread."""
+        return self._crew.alone(decoder.decode, latents) if self._crew else decoder.decode(latents)
 
     def _to_host(self, images: Tensor) -> np.ndarray:
         """Images in host memory; of a GPU's they are there once the wave is finished, without waiting for it now."""
@@ -355,8 +359,8 @@ class Engine:
         """Time the decoder on one image; several are decoded one after another."""
         if decoder := self._autoencoder:
             latent = torch.zeros(1, *self.family.manifest.shape, device=self.device)
-            decoder.decode(latent)  # the first time finds its algorithms
-            yield Timing(DECODER, False, 1, _median_seconds(lambda: decoder.decode(latent).cpu()))
+            self._decode(decoder, latent)  # the first time finds its algorithms
+            yield Timing(DECODER, False, 1, _median_seconds(lambda: self._decode(decoder, latent).cpu()))
 
     def _find_exact_buckets(self, sample: Sample) -> None:
         """Try which buckets agree, once per architecture: shapes choose the algorithm, not the values of weights."""

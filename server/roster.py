@@ -45,7 +45,7 @@ class Served:
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the networks' weights in float32, in bytes."""
+        """Size of the networks' weights, in bytes."""
         return weights_bytes(self.family)
 
     def turn(self, request: GenerateRequest) -> Wish:

@@ -6,6 +6,7 @@ import pytest
 
 from diffusion.family import Family
 from server.content import content_key
+from server.images import FORMATS, SETTINGS
 from server.samples import Sample
 
 
@@ -38,6 +39,15 @@ def test_whatever_changes_the_bytes_changes_the_key(family: Family, sample: Samp
         ),
     }
     assert len(keys) == 9
+
+
+def test_another_setting_of_the_encoder_changes_the_keys_of_its_format_only(
+    family: Family, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: content_key(family, [sample], name) for name in FORMATS}
+    monkeypatch.setitem(SETTINGS, "png", {"compress_level": 9})
+    after = {name: content_key(family, [sample], name) for name in FORMATS}
+    assert [name for name in FORMATS if before[name] != after[name]] == ["png"]
 
 
 def test_other_weights_of_the_same_name_have_another_key(family: Family, sample: Sample) -> None:

@@ -1,14 +1,20 @@
 """A crew evaluates a network as one thread would, and exact samples keep their bits."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
+from diffusion.backbone import Backbone
 from diffusion.family import Family
 from diffusion.plans import teacher_plan
 from server.crew import SMALLEST_PART, Crew, CrewNetwork
+from server.device import THREADS
 from server.engine import Engine
 from server.samples import Sample
+from tests.diffusion.test_backbone import backbone
 
 
 def batch(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -23,6 +29,33 @@ def test_a_crew_gives_every_row_what_the_network_gives_it(family: Family, rows: 
     with torch.inference_mode():
         alone, together = network(*asked), CrewNetwork(network, Crew(3))(*asked)
     assert together.shape == alone.shape and torch.allclose(together, alone, atol=1e-4)
+
+
+def test_every_row_of_a_network_of_diffusers_is_told_its_own_segment_count() -> None:
+    teacher = backbone()
+    network = Backbone(teacher.config.model_copy(update={"segments": (0, 1, 4)})).eval().requires_grad_(False)
+    torch.nn.init.normal_(network.segments.weight)
+    z, logsnr = torch.randn(16, 3, 8, 8), torch.zeros(16)
+    told = torch.tensor([[4 * (row >= 8)] for row in range(16)])
+    with torch.inference_mode():
+        alone, crewed = network(z, logsnr, told), CrewNetwork(network, Crew(2))
+        assert all(torch.allclose(crewed(z, logsnr, told), alone, atol=1e-4) for _ in range(50))
+
+
+def test_what_is_done_alone_has_all_threads_whatever_others_compute_with() -> None:
+    crew = Crew(3)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(Crew.lead).result()
+        assert crew.alone(lambda z: (z + 1, torch.get_num_threads())[1], torch.zeros(1)) == 3
+        assert other.submit(torch.get_num_threads).result() == 1
+
+
+def test_the_process_does_not_wait_for_an_idle_crew_when_it_ends() -> None:
+    before = set(threading.enumerate())
+    crew = Crew(2)
+    crew.alone(torch.neg, torch.zeros(1))
+    idle = set(threading.enumerate()) - before
+    assert idle and not any(thread.name.startswith(THREADS) for thread in idle)
 
 
 def test_what_the_network_raises_comes_out_of_the_crew(family: Family) -> None:

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from diffusion.autoencoder import Autoencoder
 from diffusion.family import Family, FamilyError, open_family
 from diffusion.manifest import GoldenSample
 from server.content import edition
+from server.crew import THREADS, Crew
 from server.engine import Engine, choose_device
 from server.pace import DECODER
 from server.roster import weights_bytes
@@ -75,6 +79,20 @@ def test_a_preview_of_a_latent_is_an_image(served: tuple[Family, Engine, dict]) 
     turn = Turn(Sample(plan, asked, seed=1, guidance=family.guidance(plan)), 0, None, preview=True)
     shown = engine.wave([turn])[0]
     assert shown.pixels.shape == (8, 8, 3) and shown.latent.shape == family.manifest.shape
+
+
+def test_latents_are_decoded_where_all_threads_are(
+    served: tuple[Family, Engine, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, _, _ = served
+    if family.manifest.autoencoder is None or family.manifest.text:  # one family will do
+        return
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # what a machine of two cores has; tests run with one
+    monkeypatch.setattr(Crew, "lead", staticmethod(lambda: None))  # which here is the tests' own thread
+    threads, decode = set(), Autoencoder.decode
+    monkeypatch.setattr(Autoencoder, "decode", lambda self, z: threads.add(current_thread().name) or decode(self, z))
+    Engine(family, device=choose_device("cpu"), max_wave=1).prepare()
+    assert threads and all(name.startswith(THREADS) for name in threads)
 
 
 def test_the_parts_beside_the_networks_count_in_memory_and_in_what_tells_families_apart(

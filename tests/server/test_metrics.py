@@ -45,7 +45,7 @@ def start(server: ServerProcess) -> None:
 
 
 def three_images(server: ServerProcess) -> None:
-    """Have three images of one wish drawn: padded, since exact waves have four rows or more."""
+    """Have three images of one wish drawn: padded to a wave of four rows."""
     assert server.ask(**WISH, steps=4, n=3).status_code == 200
 
 
