@@ -67,7 +67,7 @@ def open_captioned(
 def read_prompts(file: Path) -> PromptConditioning:
     """Read how captions are understood: a family's conditioning of the kind "prompt", as JSON.  Raises DataError."""
     try:
-        return PromptConditioning.model_validate_json(file.read_text())
+        return PromptConditioning.model_validate_json(file.read_bytes())
     except OSError as error:
         raise DataError(f"prompts {file.name} cannot be read: {error.strerror}") from None
     except ValidationError as error:

@@ -162,7 +162,7 @@ class Run:
             with safe_open(self.checkpoint, framework="pt") as file:
                 about = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError) as error:  # of other files: no record of a run
             raise TrainingError(f"{self.checkpoint} cannot be read; remove it to start anew") from error
         before, now = about["settings"], json.loads(json.dumps(self.settings))
         changed = [key for key in before | now if (key in before, before.get(key)) != (key in now, now.get(key))]
