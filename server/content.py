@@ -75,6 +75,9 @@ def _weights(family: Family, plans: Sequence[Plan]) -> dict[str, object]:
 
 @cache
 def _code() -> list[str]:
-    """Versions that draw and encode, and what PyTorch computes with: exact bytes are a promise for one kind of device."""
+    """Versions that draw and encode, and what PyTorch computes with: exact bytes are a promise for one kind of device.
+
+    On a CPU the number of threads is part of that: products of some sizes have other bits with more of them.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    return [version("stepdial"), version("pillow"), torch.__version__, device]
+    return [version("stepdial"), version("pillow"), torch.__version__, device, f"{torch.get_num_threads()} threads"]
