@@ -19,6 +19,8 @@ TEACHER_STEPS = (32, 64, 128, 256, 512)
 Role = Literal["teacher", "student", "whole"]
 """A member's part: the teacher, a student of one step count, or a student for the whole dial, told the segment count."""
 MANIFEST, FRONTIER = "family.json", "frontier.json"
+NAME = "^[a-z0-9][a-z0-9-]{0,63}$"
+"""What families and members may be called."""
 MemberNetwork = UViT | Backbone
 """A member's network."""
 NetworkConfig = Annotated[
@@ -73,7 +75,7 @@ class TrainingRecord(_Record):
 class Member(_Record):
     """One network of a family."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    name: str = Field(pattern=NAME)
     """Name inside the family: "teacher", "student-4", "whole"."""
     role: Role
     steps: int | None = Field(default=None, ge=1)
@@ -170,7 +172,7 @@ class Manifest(_Record):
     """family.json: everything about how a family may be sampled, and where it comes from."""
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    name: str = Field(pattern=NAME)
     description: str = ""
     """One sentence for people."""
     licence: str = "Apache-2.0"

@@ -1,10 +1,12 @@
 """What the commands of training share: a settings class whose fields are flags and whose attribute docstrings are their help."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from diffusion import provenance
 from diffusion.condition import Prompts
 from diffusion.family import Family, FamilyError
+from diffusion.manifest import NAME
 from training.checkpoint import CheckpointError
 from training.datasets import DataError, DataSet
 from training.decoding import Augmentation
@@ -173,6 +176,21 @@ class Spreading(Command):
             checkpointing=self.activation_checkpointing,
             compiled=self.compile,
         )
+
+
+def named(folder: Path) -> Path:
+    """Return a family's folder.  Raises ValueError where its name cannot be the family's."""
+    if not re.fullmatch(NAME, folder.resolve().name):
+        raise ValueError("the folder's name is the family's: up to 64 of a-z, 0-9 and -, a letter or digit first")
+    return folder
+
+
+def made(flag: str, folder: Path) -> None:
+    """Make a folder that is written to in the end, if it is not there.  Raises CommandError naming the flag if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{flag} {folder} cannot be written to: {error.strerror}") from None
 
 
 def choose_device(name: str) -> torch.device:

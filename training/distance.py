@@ -21,6 +21,13 @@ def distance(objective: Objective, v_diff: Tensor, sigma_t: Tensor) -> Tensor:
     return (squared + epsilon**2).sqrt() - epsilon
 
 
+def check_poolings(poolings: int, side: int) -> None:
+    """Raise ValueError where what a network sees, side x side, cannot be halved so often."""
+    if side % 2**poolings:
+        most = (side & -side).bit_length() - 1
+        raise ValueError(f"the {side}x{side} that the network sees can be halved {most} times")
+
+
 def mean_square(difference: Tensor, poolings: int = 0) -> Tensor:
     """Return the mean square (B,) of (B, C, H, W), or of `poolings` halvings of its resolution too: simple diffusion's
 
@@ -29,8 +36,7 @@ def mean_square(difference: Tensor, poolings: int = 0) -> Tensor:
     D_s pooling averages down to s x s; here over the sum of 1 / s, so that it stays a mean.  Raises ValueError where
     the resolution cannot be halved so often.
     """
-    if poolings and min(difference.shape[2:]) % 2**poolings:
-        raise ValueError(f"images of {tuple(difference.shape[2:])} cannot be pooled {poolings} times")
+    check_poolings(poolings, min(difference.shape[2:]) if poolings else 1)
     total = difference.square().flatten(1).mean(1)
     for level in range(1, poolings + 1):
         difference = F.avg_pool2d(difference, 2)

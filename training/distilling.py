@@ -9,7 +9,7 @@ from diffusion import provenance
 from diffusion.family import Family, open_family
 from diffusion.manifest import MANIFEST
 from diffusion.uvit import PRESETS
-from training.command import Reading, Spreading, data_of, integers
+from training.command import Reading, Spreading, data_of, integers, made
 from training.datasets import DataSet
 from training.estimate import Work
 from training.failures import CommandError
@@ -122,6 +122,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     def _distil(self, counts: int | tuple[int, ...], family: Family, world: World) -> None:
         """Distil the student of one step count, or one network for several."""
         settings, data = self._settings(family, counts), self._data(family, world)
+        made("--runs", self.runs)
         runs = self.runs / family.name
         steps, segments = (None, counts) if isinstance(counts, tuple) else (counts, ())
         if isinstance(counts, tuple):

@@ -1,10 +1,10 @@
 """`stepdial import`: a checkpoint that others trained -> a new family with its network as the teacher."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg
 
 from diffusion import provenance
@@ -17,7 +17,7 @@ from diffusion.manifest import MANIFEST, AutoencoderRecord, Manifest, Member, Te
 from diffusion.schedule import CosineSchedule
 from diffusion.text import TextConfig
 from training.checkpoint import Checkpoint, CheckpointError, Text, Weights
-from training.command import Command, choose_device
+from training.command import Command, choose_device, made, named
 from training.members import check_replaceable, forget, golden_samples, locked
 
 USUAL_GUIDANCE = {"UNet2DModel": 0.0, "DiTTransformer2DModel": 3.0, "UNet2DConditionModel": 6.5}
@@ -37,7 +37,7 @@ class Import(Command):
 
     folder: CliPositionalArg[Path]
     """Folder of the pipeline, with its model_index.json."""
-    family: Path
+    family: Annotated[Path, AfterValidator(named)]
     """Folder to write the family to; its name is the folder's."""
     teacher_guidance: float | None = Field(default=None, ge=0)
     """Guidance w that the teacher's dial positions use by default: a guidance scale of diffusers less 1. By default 0 for a
@@ -52,6 +52,7 @@ class Import(Command):
     def cli_cmd(self) -> None:
         """Import."""
         check_replaceable(self.family)
+        made("--family", self.family)
         family = import_family(
             Checkpoint(self.folder.resolve()),
             self.family,

@@ -1,15 +1,16 @@
 """`stepdial train`: what makes teachers."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from diffusion import provenance
 from diffusion.uvit import PRESETS
-from training.command import Reading, Spreading
+from training.command import Reading, Spreading, made, named
 from training.estimate import Work
 from training.members import add_member, check_replaceable, is_trained, new_manifest, progress_grid, training_record
-from training.opening import open_captioned
+from training.opening import CODED, open_captioned
 from training.preset import teacher_settings
 from training.probe import teacher_probe
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
@@ -27,7 +28,7 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     prompts: Path | None = None
     """How captions are read: a file with the conditioning of a family that takes prompts, as in its family.json.
     Without it captions are not used."""
-    family: Path
+    family: Annotated[Path, AfterValidator(named)]
     """Folder to write the family to; its name is the folder's."""
     runs: Path = Path("runs")
     """Where checkpoints, logs and sample grids go."""
@@ -55,6 +56,9 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
             print(f"family {name} has this teacher already")
             return
         check_replaceable(self.family)
+        if world.main:
+            made("--family", self.family)
+            made("--runs", self.runs)
         probe = teacher_probe(settings, data, world.device) if self.probes else None
         fit(
             run,
@@ -68,4 +72,5 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
             record = training_record(run, data, provenance.command())
             add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
         world.wait()
-        print(f"wrote the teacher of family {name}; next: stepdial distill --family {self.family}")
+        again = "" if self.data in CODED else f" --data {self.data}"
+        print(f"wrote the teacher of family {name}; next: stepdial distill --family {self.family}{again}")

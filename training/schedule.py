@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Schedule(BaseModel):
     """How long and how fast to train."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     iterations: int = Field(default=20_000, ge=1)
     """Optimiser steps."""
@@ -26,7 +26,7 @@ class Schedule(BaseModel):
     """Largest gradient norm."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the exponential moving average that is evaluated and shipped; warmed up as (1 + i) / (10 + i)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of weights, data order, times, noise and dropout."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Network arithmetic (autocast): auto is bf16 where the hardware computes it, fp32 elsewhere, where bf16 is emulated and

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion.family import Family
 from diffusion.manifest import Member, MemberNetwork
+from training.distance import check_poolings
 from training.failures import TrainingError
 from training.loss import Network, mixed_loss
 from training.objective import Objective, part_sizes
@@ -76,6 +77,10 @@ def _new_run(
     device: torch.device,
 ) -> Run:
     """Start a run, with the self-teacher that tract needs beside the network."""
+    try:
+        check_poolings(settings.poolings, family.manifest.shape[-1])
+    except ValueError as error:
+        raise TrainingError(f"--poolings {settings.poolings}: {error}") from None
     network = _started(settings, counts, family, device)
     run = Run(network, settings, folder, settings=recorded(settings, counts, family))
     if settings.method == "tract":

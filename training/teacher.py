@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT, UViTConfig
 from training.datasets import DataError, DataSet
+from training.distance import check_poolings
 from training.draws import uniform
 from training.loss import Network, diffusion_loss
 from training.run import Run
@@ -38,6 +39,13 @@ class TeacherSettings(Schedule):
         if preset not in PRESETS:
             raise ValueError(f"must be one of {', '.join(PRESETS)}")
         return preset
+
+    @field_validator("poolings")
+    @classmethod
+    def _can_be_pooled(cls, poolings: int, info: ValidationInfo) -> int:
+        if preset := info.data.get("preset"):
+            check_poolings(poolings, PRESETS[preset].resolution)
+        return poolings
 
     @property
     def resolution(self) -> int:

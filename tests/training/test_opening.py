@@ -65,11 +65,12 @@ def test_a_prompts_file_is_the_conditioning_of_a_family(tmp_path: Path):
         (None, "prompts p.json cannot be read: No such file"),
         ("{", "prompts p.json: the file: Invalid JSON"),
         (json.dumps({"template": "x"}), "prompts p.json: slots: Field required"),
+        ("\xff", "prompts p.json: the file: Invalid JSON"),
     ],
 )
 def test_a_prompts_file_that_is_none_is_refused(written: str | None, said: str, tmp_path: Path):
     if written is not None:
-        (tmp_path / "p.json").write_text(written)
+        (tmp_path / "p.json").write_text(written, encoding="latin-1")
     with pytest.raises(DataError, match=said):
         read_prompts(tmp_path / "p.json")
     assert PromptConditioning.model_fields.keys() >= {"template", "slots"}

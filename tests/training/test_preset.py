@@ -122,6 +122,34 @@ def test_a_name_that_is_no_presets_is_answered_with_those_that_are(
 
 
 @pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--poolings", "4"], 2, "--poolings: the 8x8 that the network sees can be halved 3 times"),
+        (["--seed", str(2**63)], 2, f"--seed: Input should be less than {2**63}"),
+        (["--lr", "inf"], 2, "--lr: Input should be a finite number"),
+        (["--teacher-guidance", "nan"], 2, "--teacher-guidance: Input should be "),
+        (["--family", "My Family"], 2, "--family: the folder's name is the family's: up to 64 of a-z, 0-9 and -"),
+        (["--family", "file"], 1, "--family file cannot be written to: File exists"),
+        (["--family", "file/within"], 1, "--family file/within cannot be written to: Not a directory"),
+        (["--runs", "file"], 1, "--runs file cannot be written to: File exists"),
+    ],
+)
+def test_what_cannot_be_trained_or_written_in_the_end_is_refused_at_the_beginning(
+    flags: list[str],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert call(monkeypatch, "train", "--preset", "debug", "--family", "f", *flags) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"stepdial train: {said}") and not list(tmp_path.glob("**/checkpoint*"))
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         ([], "digits are not augmented; give --no-flip: preset cifar10 has --flip"),

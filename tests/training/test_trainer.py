@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion.family import Family
@@ -228,6 +228,9 @@ def test_a_checkpoint_that_cannot_be_read_stops_with_a_sentence(tmp_path: Path):
     fit(run, Points(), square_loss)
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:100])
     with pytest.raises(TrainingError, match="checkpoint.safetensors"):
+        fit(simple(tmp_path), Points(), square_loss)
+    save_file({"weight": torch.zeros(1)}, run.checkpoint)  # weights alone, of something else
+    with pytest.raises(TrainingError, match="cannot be read; remove it to start anew"):
         fit(simple(tmp_path), Points(), square_loss)
 
 
