@@ -15,7 +15,7 @@ SCENES = ("--family", "{work}/scenes", "--runs", "{work}/runs", "--tracker", "no
 
 
 def _of_kernels(ask: Ask) -> Sequence[Step]:
-    names = ("hop", "last_hop", "noise", "norm", "norm_backward", "film")
+    names = ("hop", "last_hop", "noise", "norm", "norm_backward", "target", "film")
     sizes = ("--seconds", "0.01") if ask.tiny else ()
     return tuple(
         Step(name, measured_by("--pieces", name, *sizes, module="benchmarks.kernels"), 5)

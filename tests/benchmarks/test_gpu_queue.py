@@ -15,6 +15,7 @@ from benchmarks.gpu.commands import GRACE, stepdial
 from benchmarks.gpu.piece import Ask, Piece, Result, Step, StepFailed, Unfinished, run
 from benchmarks.gpu.pieces import PIECES
 from benchmarks.gpu.report import table
+from benchmarks.kernels.measure import PIECES as MEASURED
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "benchmarks" / "gpu" / "README.md"
@@ -114,3 +115,8 @@ def test_a_training_is_interrupted_in_time_and_leaves_what_it_goes_on_from(tmp_p
     with pytest.raises(Unfinished, match="goes on from here"):
         stepdial(*endless, *where, tiny=())(asked)
     assert list((tmp_path / "work").glob("**/checkpoint.safetensors")) and asked.seconds_left > 0
+
+
+def test_the_queue_measures_every_piece_of_the_kernels(tmp_path: Path) -> None:
+    (kernels,) = (known for known in PIECES if known.name == "kernels")
+    assert {step.name for step in kernels.steps(ask(tmp_path))} == {*MEASURED}
