@@ -122,7 +122,6 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     def _distil(self, counts: int | tuple[int, ...], family: Family, world: World) -> None:
         """Distil the student of one step count, or one network for several."""
         settings, data = self._settings(family, counts), self._data(family, world)
-        made("--runs", self.runs)
         runs = self.runs / family.name
         steps, segments = (None, counts) if isinstance(counts, tuple) else (counts, ())
         if isinstance(counts, tuple):
@@ -140,6 +139,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
             return
         if about:
             print(about)
+        made("--runs", self.runs)
         autoencoder = family.autoencoder(world.device)
         fit(
             run,

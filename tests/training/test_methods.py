@@ -184,7 +184,7 @@ def test_the_multiscale_loss_reaches_diffusion_and_refuses_sizes_that_cannot_be_
     network, x = Recorder(lambda z, *_: torch.tanh(z)), pictures()
     plain, pooled = (diffusion_loss(network, SCHEDULE, x, EMPTY, generator(), poolings=n) for n in (0, 2))
     assert not torch.allclose(plain, pooled) and (pooled > 0).all()
-    with pytest.raises(ValueError, match=r"images of \(8, 8\) cannot be pooled 4 times"):
+    with pytest.raises(ValueError, match="the 8x8 that the network sees can be halved 3 times"):
         diffusion_loss(network, SCHEDULE, x, EMPTY, generator(), poolings=4)
 
 
