@@ -2,12 +2,12 @@
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.result_file import ResultFile
 from diffusion import provenance
 
 
@@ -30,10 +30,8 @@ class Spread(BaseModel):
         return cls(median=median.item(), low=low.item(), high=high.item(), count=len(values))
 
 
-class Record(BaseModel):
-    """A result file: numbers, and where they come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class Record(ResultFile):
+    """Numbers, and where they come from."""
 
     command: str
     """The command that measured."""
@@ -48,13 +46,6 @@ class Record(BaseModel):
     settings: dict[str, Any] = {}
     results: list[dict[str, Any]]
     """One entry a measurement; times in seconds unless a name says otherwise."""
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def record(

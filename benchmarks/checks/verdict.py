@@ -1,9 +1,10 @@
 """What a check found."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from benchmarks.result_file import ResultFile
 
 
 class _Record(BaseModel):
@@ -28,7 +29,7 @@ class Findings(_Record):
     """Commit, device and versions, as the server tells them."""
 
 
-class Verdict(Findings):
+class Verdict(Findings, ResultFile):
     """A check's result file."""
 
     format: Literal[1] = 1
@@ -42,12 +43,6 @@ class Verdict(Findings):
     measured_at: str
     """When it began, in UTC, ISO 8601."""
     family: str
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
     def lines(self) -> list[str]:
         """Return the verdict as text."""

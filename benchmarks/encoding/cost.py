@@ -3,7 +3,6 @@
 import io
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Literal
@@ -11,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+
+from benchmarks.result_file import ResultFile
 
 SIDES = (32, 64, 128, 256, 512, 1024)
 SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -35,12 +36,10 @@ SECONDS = 0.3
 """How long each is repeated at least."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Cost(_Record):
+class Cost(BaseModel):
     """What one file costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: str
     """Of image."""
@@ -55,7 +54,7 @@ class Cost(_Record):
     """Size of the file."""
 
 
-class Costs(_Record):
+class Costs(ResultFile):
     """What files cost, and how that was measured."""
 
     format: Literal[1] = 1
@@ -68,12 +67,6 @@ class Costs(_Record):
     device: str
     versions: dict[str, str]
     costs: tuple[Cost, ...]
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def encoded(pixels: np.ndarray, settings: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.result_file import ResultFile
 from diffusion import provenance
 
 
@@ -82,10 +83,10 @@ class Done(BaseModel):
     values: dict[str, Any]
 
 
-class Result(BaseModel):
-    """The result file of a piece."""
+class Result(ResultFile):
+    """The result file of a piece, which grows by its steps."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=False)
 
     format: Literal[1] = 1
     piece: str
@@ -114,13 +115,6 @@ class Result(BaseModel):
             return cls(piece=piece.name, question=piece.question)
         return cls.model_validate_json(file.read_bytes())
 
-    def write(self, piece: Piece, folder: Path) -> None:
-        """Write it, first under a temporary name."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{piece.name}.json.new"
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(self.file(piece, folder))
-
 
 def run(piece: Piece, ask: Ask, *, again: bool = False) -> Result:
     """Run the steps of a piece that have not been done on this device, while there is time; the file is written after each.
@@ -135,7 +129,7 @@ def run(piece: Piece, ask: Ask, *, again: bool = False) -> Result:
             result.unfinished.setdefault(step.name, "not begun")
         else:
             _take(step, ask, result, device)
-        result.write(piece, ask.results)
+        result.write(Result.file(piece, ask.results))
     return result
 
 

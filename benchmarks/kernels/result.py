@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.result_file import ResultFile
+
 MARK = "<!-- kernels {device} -->\n"
 END = "<!-- end -->"
 
@@ -26,10 +28,8 @@ class Row(BaseModel):
     """bytes over the median's time, as a share of the copy's speed; None on a CPU, whose cache holds these jobs."""
 
 
-class Result(BaseModel):
+class Result(ResultFile):
     """What was measured on one device."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal[1] = 1
     command: str
@@ -43,12 +43,6 @@ class Result(BaseModel):
     copy_gb_per_second: float | None
     """Speed of a copy of a large tensor, bytes read and written, 1e9 a second; None on a CPU."""
     results: tuple[Row, ...]
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def read_result(file: Path) -> Result:

@@ -2,18 +2,14 @@
 
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from benchmarks.load.summary import Position, Spread, Summary
+from benchmarks.result_file import ResultFile
 
 
-class Result(BaseModel):
+class Result(ResultFile):
     """What a server did under several loads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal[1] = 1
     command: str
@@ -32,12 +28,6 @@ class Result(BaseModel):
     """Every flag's value."""
     runs: tuple[Summary, ...]
     """One per load, in the order in which they ran."""
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def client_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load.summary import Summary
+from benchmarks.result_file import ResultFile
 
 
 class _Record(BaseModel):
@@ -90,7 +91,7 @@ class Round(_Record):
     bouts: tuple[Bout, ...]
 
 
-class Contest(_Record):
+class Contest(ResultFile):
     """Servers beside each other."""
 
     format: Literal[1] = 1
@@ -111,12 +112,6 @@ class Contest(_Record):
     slo: float
     """The objective: so many times what one image alone takes with no server, by dial position."""
     rounds: tuple[Round, ...]
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def read_contest(file: Path) -> Contest:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.result_file import ResultFile
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -101,7 +103,7 @@ class Prometheus(_Record):
     cpu_seconds_per_sample: float
 
 
-class Costs(_Record):
+class Costs(ResultFile):
     """Everything that was measured, and how."""
 
     format: Literal[1] = 1
@@ -135,12 +137,6 @@ class Costs(_Record):
     balancer: Balancer
     replica: Replica
     prometheus: Prometheus
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def read_costs(file: Path) -> Costs:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from benchmarks.result_file import ResultFile
 from benchmarks.scale.queueing import Policy, simulate
 from benchmarks.scale.sizing import MIX, Speed, mixed, speeds_of
 from diffusion import provenance
@@ -49,7 +50,7 @@ class Trial(_Record):
     by_steps: dict[int, Times]
 
 
-class Trials(_Record):
+class Trials(ResultFile):
     """Everything that was simulated."""
 
     format: Literal[1] = 1
@@ -62,12 +63,6 @@ class Trials(_Record):
     capacity: float
     """Requests a second that one replica could do with full waves."""
     trials: tuple[Trial, ...]
-
-    def write(self, file: Path) -> None:
-        """Write it, first under a temporary name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
-        temporary.replace(file)
 
 
 def read_trials(file: Path) -> Trials:
