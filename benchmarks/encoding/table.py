@@ -1,12 +1,10 @@
 """The table of what files cost, as Markdown between marks."""
 
-import re
 from pathlib import Path
 
 from benchmarks.encoding.cost import SERVED, SETTINGS, SIDES, Cost, Costs
 from benchmarks.encoding.images import KINDS
-
-MARKS = re.compile(r"(<!-- encoding -->\n).*?(<!-- end -->)", re.DOTALL)
+from benchmarks.tables import fill
 
 
 def table(costs: Costs) -> str:
@@ -33,10 +31,7 @@ def table(costs: Costs) -> str:
 
 def write_table(costs: Costs, file: Path) -> None:
     """Replace what stands between the file's marks. Raises ValueError where there are no marks, OSError."""
-    text = file.read_text()
-    if not MARKS.search(text):
-        raise ValueError(f"{file.name} has no marks <!-- encoding --> and <!-- end -->")
-    file.write_text(MARKS.sub(lambda found: found[1] + table(costs) + found[2], text))
+    fill(file, {"encoding": lambda: table(costs)})
 
 
 def _cell(one: Cost) -> str:

@@ -1,12 +1,10 @@
 """The table of README.md: every piece, what of it was measured, where, and what was not."""
 
-import re
 from pathlib import Path
 
 from benchmarks.gpu.piece import Ask, Piece, Result
 from benchmarks.gpu.pieces import PIECES
-
-MARKED = re.compile(r"(<!-- pieces -->\n).*?(<!-- end -->)", re.DOTALL)
+from benchmarks.tables import fill
 
 
 def table(ask: Ask) -> str:
@@ -17,10 +15,7 @@ def table(ask: Ask) -> str:
 
 def write_table(file: Path, ask: Ask) -> None:
     """Write the table between the marks of a Markdown file. Raises ValueError where there are none."""
-    text = file.read_text()
-    if not MARKED.search(text):
-        raise ValueError(f"{file.name} has no marks <!-- pieces --> and <!-- end -->")
-    file.write_text(MARKED.sub(lambda found: found[1] + table(ask) + found[2], text))
+    fill(file, {"pieces": lambda: table(ask)})
 
 
 def _row(piece: Piece, ask: Ask) -> str:

@@ -6,9 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.result_file import ResultFile
-
-MARK = "<!-- kernels {device} -->\n"
-END = "<!-- end -->"
+from benchmarks.tables import fill
 
 
 class Row(BaseModel):
@@ -76,8 +74,4 @@ def _time(microseconds: float) -> str:
 
 def write_table(result: Result, file: Path) -> None:
     """Put a result's table between its marks in a Markdown file.  Raises ValueError where the marks are not there."""
-    text, mark = file.read_text(), MARK.format(device=result.kind)
-    if mark not in text:
-        raise ValueError(f"{file.name} has no place for the table: {mark.strip()}")
-    before, after = text.split(mark, 1)
-    file.write_text(before + mark + table(result) + after[after.index(END) :])
+    fill(file, {f"kernels {result.kind}": lambda: table(result)})

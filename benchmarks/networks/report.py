@@ -1,9 +1,10 @@
 """The tables of docs/performance.md, from result files."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from benchmarks.tables import fill
 
 
 def table(file: Path) -> str:
@@ -45,8 +46,4 @@ def _cell(result: dict[str, Any], kind: str) -> str:
 
 def write_table(result: Path, document: Path) -> None:
     """Write a result file's table between <!-- networks NAME --> and <!-- end -->. Raises ValueError without these marks."""
-    text, name = document.read_text(), result.stem
-    marked = re.compile(rf"(<!-- networks {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not marked.search(text):
-        raise ValueError(f"{document.name} has no marks for {name}")
-    document.write_text(marked.sub(lambda found: found[1] + table(result) + found[2], text))
+    fill(document, {f"networks {result.stem}": lambda: table(result)})

@@ -1,11 +1,13 @@
 """Tables of contests, as Markdown between marks."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.peers.result import Bout, Contest
+from benchmarks.tables import fill, table
 
 Contests = Mapping[str, Contest]
 """By the name of the family's variant: students (its default networks), whole (the student for the whole dial alone)."""
@@ -21,7 +23,7 @@ def throughput_table(contest: Contest) -> str:
             found = bouts(contest, server, load)
             cells.append(_with_spread([bout.images_per_second for bout in found]))
         rows.append(cells)
-    return _table(["images/s", *loads(contest)], rows) + _note(contest)
+    return table(["images/s", *loads(contest)], rows) + _note(contest)
 
 
 def latency_table(contest: Contest) -> str:
@@ -42,7 +44,7 @@ def latency_table(contest: Contest) -> str:
         evaluations = mean(bout.evaluations_per_second for bout in found)
         rows.append([server, *cells, f"{evaluations:,.0f}", f"{min(share, 1.0):.0%}"])
     head = [MIXED, *(f"{steps} step{'s' * (steps != '1')}" for steps in positions), "evaluations/s", "in time"]
-    return _table(head, rows) + (
+    return table(head, rows) + (
         "\np50 / p95 / p99 in milliseconds, means over rounds. In time: answers within "
         f"{contest.slo:g} times what one image of so many steps takes alone with no server.\n"
     )
@@ -67,7 +69,7 @@ def idle_table(contest: Contest) -> str:
             ]
         )
     head = ["1 client, 1 step", "p50, ms", "added, ms", "p95, ms", "start, s", "memory idle / busy, MiB"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def goals_table(contest: Contest) -> str:
@@ -96,7 +98,7 @@ def goals_table(contest: Contest) -> str:
         rows.append([f"median of 1 step in the mix, of that of {other}", "≤ 1/8", *ratios])
     added = [f"{first(one, '1 client, 1 step') - alone:.1f} ms" for one in ours]
     rows.append(["added to network and encoding, one client", "≤ 3 ms", *added])
-    return _table(["", "goal", *ours], rows)
+    return table(["", "goal", *ours], rows)
 
 
 TABLES: dict[str, Callable[[Contest], str]] = {
@@ -110,11 +112,8 @@ TABLES: dict[str, Callable[[Contest], str]] = {
 
 def write_tables(contests: Contests, file: Path) -> None:
     """Replace what stands between the file's marks by its tables. Raises ValueError where there are no marks, OSError."""
-    text = file.read_text()
-    pattern = re.compile(rf"(<!-- peers ({'|'.join(TABLES)}) ({'|'.join(contests)}) -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{file.name} has no marks <!-- peers KIND VARIANT --> and <!-- end -->")
-    file.write_text(pattern.sub(lambda found: found[1] + TABLES[found[2]](contests[found[3]]) + found[4], text))
+    named = product(TABLES.items(), contests.items())
+    fill(file, {f"peers {kind} {variant}": partial(made, contest) for (kind, made), (variant, contest) in named})
 
 
 def servers(contest: Contest) -> list[str]:
@@ -159,9 +158,3 @@ def _with_spread(values: Sequence[float]) -> str:
     digits = 0 if mean(values) >= 100 else 1
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):,.{digits}f}{spread}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

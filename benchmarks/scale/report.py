@@ -1,8 +1,8 @@
 """The report: tables of sizing and scale between their marks in Markdown files, so that no number is ever typed."""
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from benchmarks.scale.costs import Measured, Redis
@@ -21,6 +21,7 @@ from benchmarks.scale.sizing import (
     survivors,
 )
 from benchmarks.scale.trials import CROWDED, LOADS, REPLICAS, Trial
+from benchmarks.tables import fill, table
 from diffusion.frontier import Frontier
 
 FLEETS = (10, 100, 1000)
@@ -57,7 +58,7 @@ def positions_table(frontier: Frontier, server: Server, utilisation: float) -> s
         f"{max(speed.batch for speed in speeds.values())}; of positions measured in several ways the slowest. HTTP and encoding: "
         f"{1000 * server.overhead_seconds:.1f} ms of processor time a request{shared} (benchmarks/results/scale-costs.json)."
     )
-    return _table(head, rows) + f"\n{note}\n"
+    return table(head, rows) + f"\n{note}\n"
 
 
 def load_lines(
@@ -109,7 +110,7 @@ def costs_table(facts: Facts) -> str:
         f"(`appendonly`), HAProxy {costs.versions['haproxy']}, Prometheus {costs.versions['prometheus']}; `{costs.command}`, "
         f"commit {costs.commit}, {costs.measured_at[:10]}."
     )
-    return "\n".join([_table(head, rows), _table(["of the others", ""], _others(facts)), how, ""])
+    return "\n".join([table(head, rows), table(["of the others", ""], _others(facts)), how, ""])
 
 
 def _others(facts: Facts) -> list[list[str]]:
@@ -170,7 +171,7 @@ def fleet_table(facts: Facts) -> str:
     hours = MILLION / traffic.rate / 3600
     rows.append(["replica-hours per million images", "", *[_few(hours)] * len(FLEETS)])
     head = ["", "limit", *(f"{size:,} replicas" for size in FLEETS)]
-    return _table(head, rows) + "\n" + _traffic(facts) + "\n"
+    return table(head, rows) + "\n" + _traffic(facts) + "\n"
 
 
 def limits_table(facts: Facts) -> str:
@@ -179,7 +180,7 @@ def limits_table(facts: Facts) -> str:
     slow, fast = (components(facts.costs, facts.traffic(faster), limits) for faster in (1, FASTER))
     pairs = sorted(zip(slow, fast, strict=True), key=lambda pair: pair[0].saturates_at)
     rows = [[a.name, _amount(a.limit, a.unit), _replicas(a.saturates_at), _replicas(b.saturates_at)] for a, b in pairs]
-    return _table(["reached first", "limit", "replicas as measured", f"replicas {FASTER} times as fast"], rows)
+    return table(["reached first", "limit", "replicas as measured", f"replicas {FASTER} times as fast"], rows)
 
 
 def queueing_table(facts: Facts) -> str:
@@ -190,12 +191,12 @@ def queueing_table(facts: Facts) -> str:
     for load in LOADS:
         chosen = [t for size in REPLICAS for t in found.trials if _is(t, size, load)]
         rows.append([f"{load:.0%}", *(_times(t, steps) for t in chosen for steps in MIX)])
-    first = _table(head, rows)
+    first = table(head, rows)
     rows = []
     for name, policy, room in POLICIES:
         chosen = [t for size in REPLICAS for t in found.trials if _is(t, size, CROWDED, policy, room)]
         rows.append([name, *(_times(t, steps) for t in chosen for steps in MIX)])
-    second = _table([f"at {CROWDED:.0%}", *head[1:]], rows)
+    second = table([f"at {CROWDED:.0%}", *head[1:]], rows)
     note = (
         "Median / 99th percentile in milliseconds, without HTTP and encoding. Load is a share of what the replicas could do "
         f"with full waves: {found.capacity:.1f} requests/s each. Waves as timed on {found.device}; `{found.command}`."
@@ -247,17 +248,7 @@ TABLES = {
 
 def write_tables(facts: Facts, file: Path) -> None:
     """Replace what stands between the file's marks by its tables. Raises ValueError where there are no marks, OSError."""
-    text = file.read_text()
-    pattern = re.compile(rf"(<!-- ({'|'.join(TABLES)}) -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{file.name} has no marks <!-- KIND --> (KIND: {', '.join(TABLES)}) and <!-- end -->")
-    file.write_text(pattern.sub(lambda found: found[1] + TABLES[found[2]](facts) + found[3], text))
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    fill(file, {kind: partial(made, facts) for kind, made in TABLES.items()})
 
 
 def _few(number: float) -> str:

@@ -1,16 +1,15 @@
 """The results of drills as a Markdown table, so that no number in the operations guide is ever typed."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
 from benchmarks.load.summary import Spread
+from benchmarks.tables import fill
 from deploy.drills.result import DrillResult
 from deploy.drills.settings import DrillName
 
-MARKED = re.compile(r"(<!-- drills -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = (
     "| drill | on | requests | refused | failed | sent again by the balancer | jobs | orders sent again | begun again | lost "
     "| other bytes | half answered within, before / during / after | broken for | whole after | promises |"
@@ -24,9 +23,8 @@ INTRODUCTION = (
 
 
 def write_table(results: Path, file: Path) -> None:
-    """Write the table of all results in a folder between the marks of a Markdown file."""
-    table = drill_table(results)
-    file.write_text(MARKED.sub(lambda found: found[1] + table + found[2], file.read_text()))
+    """Write the table of all results in a folder between the marks of a Markdown file.  Raises ValueError where there are none."""
+    fill(file, {"drills": lambda: drill_table(results)})
 
 
 def drill_table(folder: Path) -> str:
