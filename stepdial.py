@@ -89,12 +89,14 @@ def _train(name: str, arguments: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliApp, CliSettingsSource
 
+    from diffusion.allocator import keep_freed_memory
     from training import commands
 
     if name not in commands.COMMANDS:
         print(f"stepdial: there is no command {name!r}\n\n{__doc__.strip()}", file=sys.stderr)
         return 2
     command = commands.COMMANDS[name]
+    keep_freed_memory()
     source: CliSettingsSource = CliSettingsSource(command, cli_prog_name=f"stepdial {name}")
     try:
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)

@@ -41,9 +41,11 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         return 2
     journal.configure(settings.log_level, settings.log_format)
 
+    from diffusion.allocator import keep_freed_memory
     from diffusion.family import FamilyError, open_family
     from server.engine import DeviceMissing, Engine, choose_device
 
+    keep_freed_memory()
     try:
         device = choose_device(settings.device)
         families = [open_family(folder, settings.precision) for folder in settings.folders]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +30,8 @@ from tests.server.desk import Desk, value
 from tests.server.processes import ROOT, ServerProcess, serve_names, wait_until
 from tests.server.redis_server import RedisServer
 
-Traffic = Callable[[ServerProcess], None]
-"""Does something to a server, and returns when it is over."""
+Traffic = Callable[[ServerProcess], Iterator[None]]
+"""Does something to a server, and yields when there is something to see before it is over."""
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """(name, labels) -> value."""
 WISH = {"prompt": "a red star on mint"}
@@ -40,20 +39,23 @@ EARLY_BROWNOUT = ["--brownout-high-seconds", "0.2", "--brownout-low-seconds", "0
 CACHED = ["--cache-bytes", "1000000"]
 
 
-def start(server: ServerProcess) -> None:
+def start(server: ServerProcess) -> Iterator[None]:
     """Do nothing: what this moves has its value since the server is ready."""
+    yield
 
 
-def three_images(server: ServerProcess) -> None:
+def three_images(server: ServerProcess) -> Iterator[None]:
     """Have three images of one wish drawn: padded to a wave of four rows."""
     assert server.ask(**WISH, steps=4, n=3).status_code == 200
+    yield
 
 
-def a_full_queue(server: ServerProcess) -> None:
+def a_full_queue(server: ServerProcess) -> Iterator[None]:
     """Fill the queue to the brim, be refused, and leave."""
     with asking(server, steps=128, n=16), asking(server, steps=128, n=16):
         wait_until(lambda: server.metric("stepdial_pending_evaluations") > 3000)
         wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
+        yield
         assert server.ask(**WISH, steps=512, n=8).status_code == 503
     wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
 
@@ -71,40 +73,45 @@ def asking(server: ServerProcess, **wish: int) -> Iterator[None]:
         yield
 
 
-def a_deadline(server: ServerProcess) -> None:
+def a_deadline(server: ServerProcess) -> Iterator[None]:
     """Have an image drawn within a minute."""
     assert server.ask(**WISH, steps=4, deadline_ms=60_000).status_code == 200
+    yield
 
 
-def a_brownout(server: ServerProcess) -> None:
+def a_brownout(server: ServerProcess) -> Iterator[None]:
     """Begin an image of ten seconds that may be shortened, and go on asking: fewer and fewer steps are given."""
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(server.ask, **WISH, steps=512, allow_degrade=True)
         wait_until(lambda: server.metric("stepdial_num_samples_running") > 0)
         wait_until(lambda: bool(server.ask(**WISH, steps=4, allow_degrade=True).json()["degraded"]))
+        yield
         assert long.result().json()["steps_used"] == 385
 
 
-def a_job(server: ServerProcess) -> None:
+def a_job(server: ServerProcess) -> Iterator[None]:
     """Have a job begun that takes five seconds, and take it back."""
     job = httpx2.post(server.url + "/jobs", json=WISH | {"steps": 256})
     assert job.status_code == 202
     wait_until(lambda: server.metric("stepdial_jobs_running") > 0 and server.metric("stepdial_jobs_backlog") > 0)
+    yield
     assert httpx2.delete(server.url + job.headers["location"]).is_success
     wait_until(lambda: server.metric("stepdial_pending_evaluations") == 0)
 
 
-def an_image_to_keep(server: ServerProcess) -> None:
+def an_image_to_keep(server: ServerProcess) -> Iterator[None]:
     """Have an image of a seed drawn by a server that has a result cache."""
     assert server.ask(**WISH, steps=1, seed=1).status_code == 200
+    yield
 
 
-def a_limit_that_redis_does_not_know(server: ServerProcess) -> None:
+def a_limit_that_redis_does_not_know(server: ServerProcess) -> Iterator[None]:
     """Be drawn for without a rate limit, since nobody can say what is left of it."""
     assert server.ask(**WISH, steps=1).status_code == 200
+    yield
 
 
-def a_job_of_a_family_that_is_gone(server: ServerProcess) -> None:
+def a_job_of_a_family_that_is_gone(server: ServerProcess) -> Iterator[None]:
     """Let a job wait for a family that no replica has, and take it away again."""
     arguments = server.process.args
     assert isinstance(arguments, list)
@@ -112,6 +119,7 @@ def a_job_of_a_family_that_is_gone(server: ServerProcess) -> None:
         client.xadd("{stepdial}:jobs:gone@1", {"id": "job"})
         client.zadd("{stepdial}:editions", {"gone@1": time.time() - 60})
         wait_until(lambda: server.metric("stepdial_jobs_orphans") == 1)
+        yield
         client.delete("{stepdial}:jobs:gone@1")
 
 
@@ -189,20 +197,9 @@ def scrape(server: ServerProcess) -> dict[str, Series]:
 
 def movers(server: ServerProcess, traffic: Traffic) -> set[str]:
     """Let the traffic happen and return the metrics that were different at any moment of it."""
-    scrapes, over = [scrape(server)], threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            scrapes.append(scrape(server))
-            over.wait(0.1)
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        try:
-            traffic(server)
-        finally:
-            over.set()
-        watching.result()
+    scrapes = [scrape(server)]
+    for _ in traffic(server):
+        scrapes.append(scrape(server))
     scrapes.append(scrape(server))
     return {name for name in scrapes[0] if any(later[name] != scrapes[0][name] for later in scrapes[1:])}
 
