@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.manifest import MemberNetwork, NetworkConfig
-from diffusion.uvit import UViT
+from diffusion.recording import RecordedNetwork
 
 THREADS = "stepdial-crew"
 """How the names of the threads begin; not as those of the device (`server.device`), whose end the process waits for."""
@@ -37,9 +37,11 @@ class Crew:
         """Called on the thread that hands out the work: what it computes itself is too little to be shared out."""
         _use(1)
 
-    def evaluate(self, network: MemberNetwork, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+    def evaluate(
+        self, network: MemberNetwork | RecordedNetwork, z: Tensor, logsnr: Tensor, condition: Tensor
+    ) -> Tensor:
         """Return the network's v of all rows, (B, C, H, W). Raises what the network raises."""
-        parts = min(self._threads, len(z) // SMALLEST_PART) if isinstance(network, UViT) else 1
+        parts = min(self._threads, len(z) // SMALLEST_PART) if isinstance(network, RecordedNetwork) else 1
         if parts < 2:
             return self.alone(network, z, logsnr, condition)
         cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
@@ -54,7 +56,7 @@ class Crew:
 class CrewNetwork:
     """A network that is evaluated by a crew."""
 
-    def __init__(self, network: MemberNetwork, crew: Crew):
+    def __init__(self, network: MemberNetwork | RecordedNetwork, crew: Crew):
         self._network, self._crew = network, crew
 
     @property

@@ -8,40 +8,30 @@ from functools import partial
 from itertools import groupby
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.autoencoder import Autoencoder
 from diffusion.capture import Capture, cuda_graphs
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import MemberNetwork, NetworkConfig
-from diffusion.plans import Evaluation, coefficient_row, correction_row, halfway, plan
+from diffusion.plans import plan
+from diffusion.recording import RecordedNetwork, Recorder
 from diffusion.uvit import UViT
-from kernels import Column
 from server import metrics
 from server.crew import Crew, CrewNetwork
+from server.evaluator import Evaluator
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
 from server.pace import DECODER, Timing
-from server.replay import Replay, Told
-from server.samples import Previewed, Sample, Turn, Underway
+from server.samples import Sample, Turn, Underway
 
 log = logging.getLogger(__name__)
 
 REPEATS = 3
 """Waves of each size that warm-up times; their median counts."""
-
-
-class Halfway(NamedTuple):
-    """The latent of a sample amid a heun hop."""
-
-    z: Tensor
-    """Where the first evaluation led to, (C, H, W)."""
-    kept: Tensor
-    """What the second adds to its own x_hat (`diffusion.plans.halfway`)."""
 
 
 class DeviceMissing(Exception):
@@ -65,12 +55,12 @@ class Engine:
         self.family = family
         self.device = device
         self._capture = cuda_graphs(device) if capture is None and device.type == "cuda" else capture
-        self._networks: dict[str, MemberNetwork | CrewNetwork] = {}
+        self._networks: dict[str, MemberNetwork | RecordedNetwork | CrewNetwork] = {}
+        self._recorder = Recorder()
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._crew = Crew(threads) if threads > 1 else None
-        self._autoencoder: Autoencoder | None = None
-        self._rows: dict[Evaluation, tuple[np.ndarray, float]] = {}
-        self._replays: dict[tuple[str, bool, int], Replay] = {}
+        self._decode: Callable[[Tensor], Tensor] | None = None
+        self._evaluator = Evaluator(family, device, {}, None)
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
         self._is_warm = False
@@ -87,18 +77,17 @@ class Engine:
             return self._prepare()
         except RuntimeError as error:
             failure = _failure(error)
-        self._networks.clear()
-        self._replays.clear()
-        self._autoencoder = None
+        self._networks, self._decode = {}, None
+        self._evaluator = Evaluator(self.family, self.device, {}, None)
         self._free_memory(failure)
         raise failure  # out here, as in `wave`
 
     def _prepare(self) -> list[Timing]:
         if self._crew:
             self._crew.lead()
-        for member in self.family.manifest.members:
-            self._networks[member.name] = self._network(member.name)
-        self._autoencoder = self.family.autoencoder(self.device)
+        self._networks = {member.name: self._network(member.name) for member in self.family.manifest.members}
+        self._decode = self._decoder()
+        self._evaluator = Evaluator(self.family, self.device, self._networks, self._decode)
         for sample in self._typical_samples():
             self._warm(sample)
             self._find_exact_buckets(sample)
@@ -108,14 +97,22 @@ class Engine:
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
         return timings
 
-    def _network(self, name: str) -> MemberNetwork | CrewNetwork:
+    def _network(self, name: str) -> MemberNetwork | RecordedNetwork | CrewNetwork:
         """A member's network as it is fastest to evaluate on the device (docs/performance.md)."""
         network = self.family.network(name, self.device)
-        if self._crew:
-            return CrewNetwork(network, self._crew)
         if self.device.type == "cuda" and isinstance(network, UViT):
             network.join_films()
-        return network
+        if self.device.type != "cpu":
+            return network
+        way = RecordedNetwork(network, self._recorder) if isinstance(network, UViT) else network
+        return CrewNetwork(way, self._crew) if self._crew else way
+
+    def _decoder(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes images of latents, where there are latents; on a CPU not the lead, which computes with one thread."""
+        autoencoder = self.family.autoencoder(self.device)
+        if autoencoder is None:
+            return None
+        return partial(self._crew.alone, autoencoder.decode) if self._crew else autoencoder.decode
 
     def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
         """Take one evaluation of each turn, all of one member; return latents, or for last turns images (H, W, C).
@@ -158,8 +155,10 @@ class Engine:
         results: list[Any] = [None] * len(turns)
         for numbers, bucket in self._batches(turns):
             batch = [turns[number] for number in numbers]
-            for number, result in zip(numbers, self._wave(batch, bucket), strict=True):
+            for number, result in zip(numbers, self._evaluator.evaluate(batch, bucket), strict=True):
                 results[number] = result
+            if self._is_warm:  # warming up is no traffic
+                self._tell(batch, bucket)
         return results
 
     @staticmethod
@@ -186,122 +185,12 @@ class Engine:
                 numbers = numbers[bucket:]
         return batches
 
-    @torch.inference_mode()
-    def _wave(self, turns: Sequence[Turn], bucket: int) -> list[Any]:
-        """One evaluation of a batch padded to `bucket` by repeating its first row, and the update."""
-        replay = self._replay(turns[0], bucket)
-        adds = self._load(replay, turns, bucket)
-        z_s, ended = replay.run(
-            moves=not all(turn.is_last for turn in turns),
-            ends=any(turn.makes_image for turn in turns),
-            adds=adds,
-        )
-        if self._is_warm:  # warming up is no traffic
-            self._tell(turns, bucket)
-        images = {} if ended is None else self._images(turns, ended)
-        return [
-            images[row]
-            if turn.is_last
-            else self._moved(turn, replay.z[row], z_s[row], images[row] if turn.preview else None)
-            for row, turn in enumerate(turns)
-        ]
-
-    def _replay(self, turn: Turn, bucket: int) -> Replay:
-        """The shape of a batch's waves, made when it is first used."""
-        member, guided = turn.hop.member, turn.sample.guidance != 0
-        known = self._replays.get((member, guided, bucket))
-        if known is None:
-            known = self._replays[member, guided, bucket] = Replay(
-                self._networks[member],
-                rows=bucket,
-                shape=self.family.manifest.shape,
-                columns=len(turn.condition),
-                guided=guided,
-                decoded=self._autoencoder is not None,
-                words=self.family.manifest.text is not None,
-                device=self.device,
-                kind=torch.bfloat16 if self.family.precision == "bf16" else torch.float32,
-            )
-        return known
-
-    def _load(self, replay: Replay, turns: Sequence[Turn], bucket: int) -> bool:
-        """Tell a wave its turns, and return whether their updates add anything beside x_hat and eps_hat."""
-        padded = [*turns, *[turns[0]] * (bucket - len(turns))]
-        replay.tell(partial(self._write, turns, padded))
-        latents = self._latents(replay, turns)
-        torch.stack([*latents, *[latents[0]] * (bucket - len(turns))], out=replay.z)
-        adds = any(turn.hop.random or turn.evaluation.corrects for turn in turns)
-        if adds:
-            drawn = replay.noise(len(turns), begins=False)
-            kept = (turn.latent.kept if turn.evaluation.corrects else drawn[row] for row, turn in enumerate(turns))
-            torch.stack(list(kept), out=replay.added[: len(turns)])
-        return adds
-
-    def _write(self, turns: Sequence[Turn], padded: Sequence[Turn], told: Told) -> None:
-        """Write all facts of a batch: coefficients, conditions, and which noise is drawn."""
-        rows = [self._row(turn) for turn in padded]
-        told.table[:] = [row for row, _ in rows]
-        told.table[:, Column.GUIDANCE] = [turn.sample.guidance for turn in padded]
-        told.ending[:] = told.table
-        told.ending[:, Column.OUT_X] = 1.0  # what the image would be if it ended with this evaluation
-        told.ending[:, [Column.OUT_EPS, Column.Z_VAR, Column.OUT_NOISE]] = 0.0
-        told.logsnr[:] = [logsnr for _, logsnr in rows]
-        told.condition[:] = [turn.condition for turn in padded]
-        begun = [(turn.sample.seed, turn.sample.index, 0) for turn in turns if turn.latent is None]
-        told.draws[:, 0, : len(begun)] = np.array(begun, dtype=np.int64).reshape(-1, 3).T
-        told.draws[:, 1, : len(turns)] = np.array([_stream(turn) for turn in turns], dtype=np.int64).T
-
     def _tell(self, turns: Sequence[Turn], bucket: int) -> None:
         """Tell the metrics of a batch's rows, each step count its share."""
         for steps, samples in Counter(turn.sample.evaluations for turn in turns).items():
             labels, share = (self.family.name, turns[0].hop.member, str(steps)), samples / len(turns)
             metrics.WAVE_ROWS.labels(*labels).inc(bucket * share)
             metrics.WAVE_PADDING.labels(*labels).inc((bucket - len(turns)) * share)
-
-    def _moved(self, turn: Turn, z_t: Tensor, z_s: Tensor, preview: np.ndarray | None) -> Any:
-        """What a turn that is not the last returns."""
-        latent: Any = z_s
-        if not turn.ends_hop:
-            latent = Halfway(z_s, halfway(turn.hop, self.family.manifest.schedule, z_t, z_s))
-        return latent if preview is None else Previewed(latent, preview)
-
-    @staticmethod
-    def _latents(replay: Replay, turns: Sequence[Turn]) -> list[Tensor]:
-        """The turns' latents; those that begin get the noise of their seed, which no neighbour changes."""
-        new = sum(turn.latent is None for turn in turns)
-        drawn = iter(replay.noise(new, begins=True)) if new else iter(())
-        known = (turn.latent.z if turn.evaluation.corrects else turn.latent for turn in turns)
-        return [next(drawn) if latent is None else latent for latent in known]
-
-    def _images(self, turns: Sequence[Turn], ended: Tensor) -> dict[int, np.ndarray]:
-        """x_hat as images, by row; latents are decoded where somebody looks at them."""
-        if self._autoencoder is None:
-            return dict(enumerate(self._to_host(ended)))
-        shown = [row for row, turn in enumerate(turns) if turn.makes_image]
-        decoded = self._decode(self._autoencoder, torch.stack([ended[row] for row in shown]))
-        return dict(zip(shown, self._to_host(decoded), strict=True))
-
-    def _decode(self, decoder: Autoencoder, latents: Tensor) -> Tensor:
-        """Images of latents; on a CPU not on the lead, which computes with one thread."""
-        return self._crew.alone(decoder.decode, latents) if self._crew else decoder.decode(latents)
-
-    def _to_host(self, images: Tensor) -> np.ndarray:
-        """Images in host memory; of a GPU's they are there once the wave is finished, without waiting for it now."""
-        if self.device.type != "cuda":
-            return images.numpy()
-        return torch.empty_like(images, device="cpu", pin_memory=True).copy_(images, non_blocking=True).numpy()
-
-    def _row(self, turn: Turn) -> tuple[np.ndarray, float]:
-        """The turn's row of the coefficient table, but for what the sample decides, and its logsnr."""
-        known = self._rows.get(turn.evaluation)
-        if known is None:
-            schedule = self.family.manifest.schedule
-            if turn.evaluation.corrects:
-                row = correction_row(turn.hop, schedule)
-            else:
-                row = coefficient_row(turn.hop, schedule, variance=self.family.variance)
-            known = self._rows[turn.evaluation] = row.float().numpy(), schedule.logsnr(turn.evaluation.t).item()
-        return known
 
     def _typical_samples(self) -> list[Sample]:
         """One sample that begins on each member, and for the teacher one with guidance: every shape that waves have."""
@@ -314,32 +203,16 @@ class Engine:
                 samples.append(Sample(halves, condition, seed=0, guidance=manifest.guidance or 1.0))
         return samples
 
-    @torch.inference_mode()
     def _warm(self, sample: Sample) -> None:
         """Run waves of every size, and have them recorded where something records them and nothing is looked up on the host."""
         capture = self._capture if self.family.manifest.text is None else None
         for bucket in reversed(self._buckets):  # the largest one's memory has room for all others
-            self._wave([Turn(sample, 0, None)] * bucket, bucket)
-            if capture:
-                self._record(sample, bucket, capture)
-
-    def _record(self, sample: Sample, bucket: int, capture: Capture) -> None:
-        """Have a size's waves recorded, and keep that where repeating gives the bits of evaluating.
-
-        What cannot be recorded is evaluated wave by wave; a device that is lost says so there.
-        """
-        turns = self._crowd(sample, bucket)
-        replay, why = self._replay(turns[0], bucket), "its repetition has other bits"
-        try:
-            replay.capture(capture)  # over the facts of the wave before, for this one to replace
-            self._load(replay, turns, bucket)
-            if replay.agrees():
-                return
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-        replay.release()
-        guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
-        log.warning("waves of %d, %s, of %s are not recorded, but evaluated each time: %s", bucket, guided, member, why)
+            self._evaluator.evaluate([Turn(sample, 0, None)] * bucket, bucket)
+            why = capture and self._evaluator.record(self._crowd(sample, bucket), bucket, capture)
+            if why:
+                guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
+                size = f"waves of {bucket}, {guided}, of {member}"
+                log.warning("%s are not recorded, but evaluated each time: %s", size, why)
 
     def _time_waves(self) -> Iterator[Timing]:
         """Time exact waves of every size, once per architecture: how long it takes does not depend on the weights."""
@@ -357,10 +230,10 @@ class Engine:
 
     def _time_decoding(self) -> Iterator[Timing]:
         """Time the decoder on one image; several are decoded one after another."""
-        if decoder := self._autoencoder:
+        if decode := self._decode:
             latent = torch.zeros(1, *self.family.manifest.shape, device=self.device)
-            self._decode(decoder, latent)  # the first time finds its algorithms
-            yield Timing(DECODER, False, 1, _median_seconds(lambda: self._decode(decoder, latent).cpu()))
+            decode(latent)  # the first time finds its algorithms
+            yield Timing(DECODER, False, 1, _median_seconds(lambda: decode(latent).cpu()))
 
     def _find_exact_buckets(self, sample: Sample) -> None:
         """Try which buckets agree, once per architecture: shapes choose the algorithm, not the values of weights."""
@@ -370,7 +243,7 @@ class Engine:
         crowd = self._crowd(sample, self._buckets[-1])
 
         def draw(rows: np.ndarray) -> np.ndarray:
-            return torch.stack(self._wave([crowd[row] for row in rows], len(rows))).cpu().numpy()
+            return torch.stack(self._evaluator.evaluate([crowd[row] for row in rows], len(rows))).cpu().numpy()
 
         self._exact[key] = invariant_buckets(draw, self._buckets)
         guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
@@ -408,12 +281,6 @@ def _median_seconds(work: Callable[[], object]) -> float:
         work()
         times.append(perf_counter())
     return median(after - before for before, after in zip(times, times[1:], strict=False))
-
-
-def _stream(turn: Turn) -> tuple[int, int, int]:
-    """Seed, index and stream of the noise of the turn's hop."""
-    earlier = turn.sample.plan.evaluations[: turn.number]
-    return turn.sample.seed, turn.sample.index, 1 + sum(not evaluation.corrects for evaluation in earlier)
 
 
 def _failure(error: RuntimeError) -> Exception:

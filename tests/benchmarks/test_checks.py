@@ -12,7 +12,7 @@ from benchmarks.load.loops import Run
 from benchmarks.load.summary import Summary, summarise
 
 LONG = ("after the ", "95 % of", "memory of")
-"""How findings begin that two seconds cannot tell: speeds beside other tests, and whether memory grows that connections still fill."""
+"""How findings begin that two seconds beside other tests cannot tell: speeds, and memory that connections still fill."""
 
 
 def kept_as_far_as_seen(name: str, family_folder: Path, folder: Path) -> Verdict:

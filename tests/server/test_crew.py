@@ -10,6 +10,7 @@ import torch
 from diffusion.backbone import Backbone
 from diffusion.family import Family
 from diffusion.plans import teacher_plan
+from diffusion.recording import RecordedNetwork, Recorder
 from server.crew import SMALLEST_PART, Crew, CrewNetwork
 from server.device import THREADS
 from server.engine import Engine
@@ -27,7 +28,7 @@ def batch(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 def test_a_crew_gives_every_row_what_the_network_gives_it(family: Family, rows: int) -> None:
     network, asked = family.network("teacher"), batch(family, rows)
     with torch.inference_mode():
-        alone, together = network(*asked), CrewNetwork(network, Crew(3))(*asked)
+        alone, together = network(*asked), CrewNetwork(RecordedNetwork(network, Recorder()), Crew(3))(*asked)
     assert together.shape == alone.shape and torch.allclose(together, alone, atol=1e-4)
 
 
@@ -61,7 +62,7 @@ def test_the_process_does_not_wait_for_an_idle_crew_when_it_ends() -> None:
 def test_what_the_network_raises_comes_out_of_the_crew(family: Family) -> None:
     z, logsnr, condition = batch(family, 16)
     with pytest.raises(ValueError, match="condition has"):
-        CrewNetwork(family.network("teacher"), Crew(2))(z, logsnr, condition.repeat(1, 2))
+        CrewNetwork(RecordedNetwork(family.network("teacher"), Recorder()), Crew(2))(z, logsnr, condition.repeat(1, 2))
 
 
 def test_exact_samples_of_a_crew_have_the_same_bits_in_any_crowd(
