@@ -1,14 +1,17 @@
-"""The crew: threads that evaluate one network together on a CPU, each for a part of the batch.
+"""The crew: threads that evaluate one network together on a CPU, each for a part of the batch, under two leads.
 
 PyTorch shares out the work of every single operation, and its threads wait for each other after each, spinning. A batch that is
-cut once, at its rows, keeps the cores busier for the same bits; what that gives is in docs/performance.md. A batch too small to
+cut once, at its rows, keeps the cores busier for the same bits, and two batches at once keep them busy from the first part of
+one to the last of the other; what that gives is in docs/performance.md. A batch too small to
 be cut is evaluated by one thread of the crew, and is PyTorch's to share out. So is one for a network of diffusers, which
 keeps what a batch is told where the next one's overwrites it (`diffusion.backbone`): two threads would mix that up.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from threading import Condition, Lock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from diffusion.recording import RecordedNetwork
 
 THREADS = "stepdial-crew"
 """How the names of the threads begin; not as those of the device (`server.device`), whose end the process waits for."""
+LEADS = 2
+"""Waves at once: one under way, and the next one whose first part begins where the first's last leaves a core idle."""
 R = TypeVar("R")
 
 SMALLEST_PART = 4
@@ -25,17 +30,27 @@ SMALLEST_PART = 4
 
 
 class Crew:
-    """Threads that wait for parts of a batch."""
+    """Threads that wait for parts of batches, and leads that see to a wave each."""
 
     def __init__(self, threads: int):
         """threads: how many PyTorch uses, all of which the crew takes."""
         self._threads = threads
         self._many, self._one = ThreadPoolExecutor(threads, THREADS), ThreadPoolExecutor(1, THREADS)
+        self._leads = ThreadPoolExecutor(LEADS, THREADS, initializer=self.lead)
+        self._door = Lock()
+        """Held by who hands out parts, and for as long as it takes by who needs all threads for one piece of work."""
+        self._parts = Condition()
+        self._unfinished = 0
+        """Parts that are under way; guarded by `_parts`."""
 
     @staticmethod
     def lead() -> None:
         """Called on the thread that hands out the work: what it computes itself is too little to be shared out."""
         _use(1)
+
+    def begin(self, wave: Callable[..., R], *arguments: Any) -> Future[R]:
+        """Have a lead see to a wave, of which two are under way at once."""
+        return self._leads.submit(wave, *arguments)
 
     def evaluate(
         self, network: MemberNetwork | RecordedNetwork, z: Tensor, logsnr: Tensor, condition: Tensor
@@ -45,12 +60,34 @@ class Crew:
         if parts < 2:
             return self.alone(network, z, logsnr, condition)
         cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
-        threads = self._threads // parts
-        return torch.cat([*self._many.map(lambda part: _do(network, part, threads), cut)])
+        with self._door:
+            under_way = [self._begin(network, part, self._threads // parts) for part in cut]
+        return torch.cat([part.result() for part in under_way])
 
     def alone(self, work: Callable[..., R], *arguments: Tensor) -> R:
         """Return what work makes of the arguments on one thread of the crew, with all of PyTorch's. Raises what it raises."""
-        return self._one.submit(_do, work, arguments, self._threads).result()
+        with self._door:
+            with self._parts:
+                self._parts.wait_for(lambda: not self._unfinished)
+            return self._one.submit(_do, work, arguments, self._threads).result()
+
+    def _begin(self, network: Callable[..., R], part: tuple[Tensor, ...], threads: int) -> Future[R]:
+        with self._parts:
+            self._unfinished += 1
+        under_way = self._many.submit(_do, network, part, threads)
+        under_way.add_done_callback(self._end)
+        return under_way
+
+    def _end(self, _: Future[Any]) -> None:
+        with self._parts:
+            self._unfinished -= 1
+            self._parts.notify_all()
+
+
+@cache
+def crew(threads: int) -> Crew | None:
+    """Return the process's crew of so many threads, which families share as they share the cores; None of a single one."""
+    return Crew(threads) if threads > 1 else None
 
 
 class CrewNetwork:

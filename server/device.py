@@ -41,13 +41,17 @@ class Wave:
     expected_seconds: float = 0.0
     """How long it should take."""
     began: float | None = None
-    """When the device thread took it up; None while it stands ready."""
+    """When the device thread took it up, or later the one before it landed; None while it stands ready."""
     is_retry: bool = False
     """Whether it is part of a wave that was too large."""
 
     def seconds_left(self, now: float) -> float:
         """Return how long it should still take, less than 0 when it is late."""
         return (self.began or now) + self.expected_seconds - now
+
+    def go_on_alone(self, now: float) -> None:
+        """Begin to count: the wave before has landed, and the device has no other."""
+        self.began = self.began and max(self.began, now)
 
     def parts(self) -> list[Wave]:
         """Return its two halves, to be tried once more; a single sample is tried as it is."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from queue import SimpleQueue
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from diffusion.plans import plan
 from diffusion.recording import RecordedNetwork, Recorder
 from diffusion.uvit import UViT
 from server import metrics
-from server.crew import Crew, CrewNetwork
+from server.crew import LEADS, CrewNetwork, crew
 from server.evaluator import Evaluator
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
@@ -57,10 +58,10 @@ class Engine:
         self._capture = cuda_graphs(device) if capture is None and device.type == "cuda" else capture
         self._networks: dict[str, MemberNetwork | RecordedNetwork | CrewNetwork] = {}
         self._recorder = Recorder()
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
-        self._crew = Crew(threads) if threads > 1 else None
+        self._crew = crew(torch.get_num_threads()) if device.type == "cpu" else None
         self._decode: Callable[[Tensor], Tensor] | None = None
-        self._evaluator = Evaluator(family, device, {}, None)
+        self._evaluators: tuple[Evaluator, ...] = ()
+        self._idle: SimpleQueue[Evaluator] = SimpleQueue()
         # powers of two keep the number of shapes to warm small and the padding below half
         self._buckets = tuple(2**power for power in range(max_wave.bit_length()) if 2**power < max_wave) + (max_wave,)
         self._is_warm = False
@@ -78,7 +79,7 @@ class Engine:
         except RuntimeError as error:
             failure = _failure(error)
         self._networks, self._decode = {}, None
-        self._evaluator = Evaluator(self.family, self.device, {}, None)
+        self._appoint(0)
         self._free_memory(failure)
         raise failure  # out here, as in `wave`
 
@@ -87,7 +88,7 @@ class Engine:
             self._crew.lead()
         self._networks = {member.name: self._network(member.name) for member in self.family.manifest.members}
         self._decode = self._decoder()
-        self._evaluator = Evaluator(self.family, self.device, self._networks, self._decode)
+        self._appoint(LEADS if self._crew else 1)
         for sample in self._typical_samples():
             self._warm(sample)
             self._find_exact_buckets(sample)
@@ -96,6 +97,13 @@ class Engine:
         self._is_warm = True
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
         return timings
+
+    def _appoint(self, number: int) -> None:
+        """Have so many evaluators, each of which evaluates one wave at a time."""
+        make = partial(Evaluator, self.family, self.device, self._networks, self._decode)
+        self._evaluators, self._idle = tuple(make() for _ in range(number)), SimpleQueue()
+        for evaluator in self._evaluators:
+            self._idle.put(evaluator)
 
     def _network(self, name: str) -> MemberNetwork | RecordedNetwork | CrewNetwork:
         """A member's network as it is fastest to evaluate on the device (docs/performance.md)."""
@@ -117,10 +125,17 @@ class Engine:
     def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
         """Take one evaluation of each turn, all of one member; return latents, or for last turns images (H, W, C).
 
-        A turn that asks for a preview gets `Previewed`. On a GPU the wave is only enqueued, and returned as `Underway`.
+        A turn that asks for a preview gets `Previewed`. On a GPU the wave is only enqueued, with a crew only begun, and returned
+        as `Underway`.
         Raises DeviceLost when the device's context is broken, OutOfMemory when there is no room for a wave of this size;
         any other error concerns this wave only.
         """
+        if self._crew and self._is_warm:
+            return Underway(self._crew.begin(self._run, turns).result)
+        return self._run(turns)
+
+    def _run(self, turns: Sequence[Turn]) -> Any:
+        """A wave, of which a GPU has been told but is not done."""
         try:
             results = self._hand_over(turns)
         except RuntimeError as error:
@@ -153,12 +168,16 @@ class Engine:
 
     def _hand_over(self, turns: Sequence[Turn]) -> list[Any]:
         results: list[Any] = [None] * len(turns)
-        for numbers, bucket in self._batches(turns):
-            batch = [turns[number] for number in numbers]
-            for number, result in zip(numbers, self._evaluator.evaluate(batch, bucket), strict=True):
-                results[number] = result
-            if self._is_warm:  # warming up is no traffic
-                self._tell(batch, bucket)
+        evaluator = self._idle.get()
+        try:
+            for numbers, bucket in self._batches(turns):
+                batch = [turns[number] for number in numbers]
+                for number, result in zip(numbers, evaluator.evaluate(batch, bucket), strict=True):
+                    results[number] = result
+                if self._is_warm:  # warming up is no traffic
+                    self._tell(batch, bucket)
+        finally:
+            self._idle.put(evaluator)
         return results
 
     @staticmethod
@@ -207,8 +226,9 @@ class Engine:
         """Run waves of every size, and have them recorded where something records them and nothing is looked up on the host."""
         capture = self._capture if self.family.manifest.text is None else None
         for bucket in reversed(self._buckets):  # the largest one's memory has room for all others
-            self._evaluator.evaluate([Turn(sample, 0, None)] * bucket, bucket)
-            why = capture and self._evaluator.record(self._crowd(sample, bucket), bucket, capture)
+            for evaluator in self._evaluators:
+                evaluator.evaluate([Turn(sample, 0, None)] * bucket, bucket)
+            why = capture and self._evaluators[0].record(self._crowd(sample, bucket), bucket, capture)
             if why:
                 guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
                 size = f"waves of {bucket}, {guided}, of {member}"
@@ -243,7 +263,7 @@ class Engine:
         crowd = self._crowd(sample, self._buckets[-1])
 
         def draw(rows: np.ndarray) -> np.ndarray:
-            return torch.stack(self._evaluator.evaluate([crowd[row] for row in rows], len(rows))).cpu().numpy()
+            return torch.stack(self._evaluators[0].evaluate([crowd[row] for row in rows], len(rows))).cpu().numpy()
 
         self._exact[key] = invariant_buckets(draw, self._buckets)
         guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]

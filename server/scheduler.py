@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 LEAD_SECONDS = 0.002
 """How long before a wave should end the next one is cut: late, so that it can grow, but before the device would wait."""
+LEAD_SHARE = 0.25
+"""The same for a wave that is full, as a share of the one before: nobody can join it any more, and a device that works
+in parts begins it where the other's last part leaves room."""
 HANG_FACTOR = 10
 """A wave that takes so many times what was expected, and longer than hang_seconds, will never end."""
 
@@ -236,14 +239,20 @@ class Scheduler:
         if len(self._waves) > 1:
             return False
         (running,) = self._waves
-        if running.seconds_left(perf_counter()) > LEAD_SECONDS:
-            return False
         is_full = len(lane.tickets) >= self._lanes.max_wave
+        early, late = self._leads(running)
+        if running.seconds_left(perf_counter()) > (early if is_full else late):
+            return False
         pressing = lane.urgency(self._lanes.max_wave) - running.expected_seconds
         going_on = [ticket for ticket in running.tickets if ticket.following is not None]
         return not any(
             (ticket.following == lane.need and not is_full) or ticket.start_by < pressing for ticket in going_on
         )
+
+    @staticmethod
+    def _leads(running: Wave) -> tuple[float, float]:
+        """Seconds before the end of a wave at which the next one is cut: one that is full, any other."""
+        return max(LEAD_SECONDS, LEAD_SHARE * running.expected_seconds), LEAD_SECONDS
 
     def _board(self, lane: Lane) -> list[Ticket]:
         """Take a wave's worth of samples from the lane; some are shortened, which can send them to another lane."""
@@ -277,7 +286,7 @@ class Scheduler:
         """Wait until there may be something to do. Raises DeviceLost when a wave found out, or hangs."""
         now = perf_counter()
         hangs = [(wave.began or now) + self._hang_limit(wave) - now for wave in self._waves]
-        leads = [wave.seconds_left(now) - LEAD_SECONDS for wave in self._waves]
+        leads = [wave.seconds_left(now) - lead for wave in self._waves for lead in self._leads(wave)]
         looks = [max(0.001, left) for left in hangs] + [max(0.001, left) for left in leads if left > 0]
         try:
             async with asyncio.timeout(min(looks, default=None)):
@@ -288,6 +297,8 @@ class Scheduler:
             if task.done():
                 del self._waves[wave]
                 task.result()
+                for following in self._waves:
+                    following.go_on_alone(perf_counter())
             elif wave.began is not None and perf_counter() - wave.began > self._hang_limit(wave):
                 raise DeviceLost(f"a wave of {wave.need.member} has not ended: the device hangs")
 

@@ -1,7 +1,10 @@
 """A crew evaluates a network as one thread would, and exact samples keep their bits."""
 
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from diffusion.recording import RecordedNetwork, Recorder
 from server.crew import SMALLEST_PART, Crew, CrewNetwork
 from server.device import THREADS
 from server.engine import Engine
-from server.samples import Sample
+from server.samples import Sample, Turn
 from tests.diffusion.test_backbone import backbone
 
 
@@ -65,14 +68,56 @@ def test_what_the_network_raises_comes_out_of_the_crew(family: Family) -> None:
         CrewNetwork(RecordedNetwork(family.network("teacher"), Recorder()), Crew(2))(z, logsnr, condition.repeat(1, 2))
 
 
-def test_exact_samples_of_a_crew_have_the_same_bits_in_any_crowd(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # what a machine of two cores has; tests run with one
-    engine = Engine(family, device=torch.device("cpu"), max_wave=8)
-    engine.prepare()
+def test_work_that_takes_all_threads_waits_for_parts_and_parts_for_it(family: Family) -> None:
+    crew, network = Crew(2), RecordedNetwork(family.network("teacher"), Recorder())
+    busy, seen = threading.Semaphore(0), []
+
+    def slow(z: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        seen.append("part begins")
+        time.sleep(0.05)
+        seen.append("part ends")
+        busy.release()
+        return z
+
+    network._ways[SMALLEST_PART] = slow
+    with ThreadPoolExecutor(3) as leads:
+        parts = [leads.submit(crew.evaluate, network, *batch(family, 2 * SMALLEST_PART)) for _ in range(2)]
+        busy.acquire()  # at least one part has been begun
+        leads.submit(crew.alone, lambda _: seen.extend(["alone begins", "alone ends"]), torch.zeros(1)).result()
+        [part.result() for part in parts]
+    under_way = 0
+    for event in seen:
+        under_way += {"begins": 1, "ends": -1}[event.split()[1]]
+        assert not event.startswith("alone") or under_way == (event == "alone begins")
+    assert seen.count("part ends") == 4 and "alone ends" in seen
+
+
+@pytest.fixture(scope="module")
+def crewed(family: Family) -> Iterator[Engine]:
+    """An engine with a crew of two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)  # what a machine of two cores has; tests run with one
+        engine = Engine(family, device=torch.device("cpu"), max_wave=8)
+        engine.prepare()
+        yield engine
+
+
+def some(family: Family) -> list[Sample]:
     condition = tuple(1 for _ in family.manifest.conditioning.sizes)
-    samples = [Sample(teacher_plan("teacher", 3), condition, seed=seed) for seed in range(8)]
-    alone = [engine.draw([sample])[0] for sample in samples]
+    return [Sample(teacher_plan("teacher", 3), condition, seed=seed) for seed in range(8)]
+
+
+def test_exact_samples_of_a_crew_have_the_same_bits_in_any_crowd(family: Family, crewed: Engine) -> None:
+    samples = some(family)
+    alone = [crewed.draw([sample])[0] for sample in samples]
     for size in (2, 5, 8):
-        assert all(map(np.array_equal, engine.draw(samples[:size]), alone))
+        assert all(map(np.array_equal, crewed.draw(samples[:size]), alone))
+
+
+def test_two_waves_at_once_give_what_each_gives_alone(family: Family, crewed: Engine) -> None:
+    waves = [[Turn(sample, 0, None) for sample in some(family)[first:]] for first in (0, 1, 4, 7)]
+    alone = [crewed._draw_wave(wave) for wave in waves]
+    for _ in range(5):
+        under_way: list[Any] = [crewed.wave(wave) for wave in waves]
+        for wave, expected in zip(under_way, alone, strict=True):
+            assert all(map(torch.equal, wave.wait(), expected))

@@ -40,7 +40,7 @@ def lot(family: Family) -> list[Sample]:
 
 
 def shapes(engine: Engine) -> dict[tuple[str, bool, int], bool]:
-    return {key: replay.is_captured for key, replay in engine._evaluator.replays.items()}
+    return {key: replay.is_captured for key, replay in engine._evaluators[0].replays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_a_wave_that_cannot_be_repeated_is_evaluated_and_the_log_says_why(
 
 
 def test_the_evaluation_of_a_wave_never_waits_for_the_host(engine: Engine) -> None:
-    assert engine._evaluator.replays
-    for replay in engine._evaluator.replays.values():
+    assert engine._evaluators[0].replays
+    for replay in engine._evaluators[0].replays.values():
         with torch.inference_mode(), NoHostSync():
             replay._evaluate()
 
 
 def test_every_field_of_what_a_wave_is_told_begins_where_kernels_read_it_at_once(engine: Engine) -> None:
-    for replay in engine._evaluator.replays.values():
+    for replay in engine._evaluators[0].replays.values():
         begin = replay._told
         assert all(field.data_ptr() % 16 == 0 for field in (begin.table, begin.ending, begin.logsnr, begin.condition))
         assert all(row.data_ptr() % 16 == 0 for kind in begin.draws for row in kind)
