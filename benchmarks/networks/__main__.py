@@ -12,6 +12,7 @@ from benchmarks.networks.report import write_table
 from benchmarks.networks.ways import ON_CPU, ON_GPU, WAYS, operations
 from benchmarks.record import record
 from diffusion import provenance
+from diffusion.allocator import keep_freed_memory
 from diffusion.family import open_family
 from diffusion.uvit import PRESETS, UViT
 
@@ -40,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ways", type=names, help="some of: " + ", ".join(WAYS))
     made.add_argument("--rows", type=numbers, default=[1, 2, 4, 8, 16], help="batch sizes")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
+    made.add_argument(
+        "--allocator", choices=["keeping", "system"], default="keeping", help="what is freed is kept, or not"
+    )
     made.add_argument("--rounds", type=int, default=15, help="how often each is timed, in turn with the others")
     made.add_argument("--matrix", type=int, help="height and width of the matrices whose product is the peak")
     made.add_argument("--train", type=int, metavar="ROWS", help="time training steps at this batch size too")
@@ -91,6 +95,8 @@ def main() -> None:
     if asked.report:
         return write_table(asked.out, asked.report)
     torch.set_num_threads(asked.threads)
+    if asked.allocator == "keeping":
+        keep_freed_memory()
     device, network = torch.device(asked.device), _network(asked)
     if asked.no_result:
         for _ in evaluations(network, asked.ways, asked.rows, device, rounds=1, peak={"fp32": 1.0, "bf16": 1.0}):

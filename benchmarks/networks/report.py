@@ -10,11 +10,12 @@ from benchmarks.tables import fill
 def table(file: Path) -> str:
     """Return the evaluations of a result file as a Markdown table: milliseconds of each way by batch size.
 
-    On a CPU they are of processor time, on a GPU of its own clock.
+    Of one thread on a CPU they are processor time, of several what the clock says, on a GPU what its own clock says.
     """
     found = json.loads(file.read_text())
     results = [result for result in found["results"] if "seconds" in result and "way" in result]
-    kind = "seconds" if found["settings"]["device"].startswith("cuda") else "processor_seconds"
+    alone = found["settings"]["device"] == "cpu" and found["settings"]["threads"] == 1
+    kind = "processor_seconds" if alone else "seconds"
     rows = sorted({result["rows"] for result in results})
     lines = [
         f"| way | {' | '.join(f'batch {count}' for count in rows)} | equal bits |",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.capture import cuda_graphs
+from diffusion.recording import RecordedNetwork, Recorder
 from diffusion.steady import steady
 from diffusion.uvit import UViT, UViTConfig
 
@@ -25,6 +26,8 @@ class Way:
     """By torch.compile for each batch size; on a GPU with max-autotune."""
     plain: bool = False
     """On a CPU: with PyTorch's own layers, not as `diffusion.steady` has them."""
+    recorded: bool = False
+    """On a CPU: recorded once for each batch size, as a server has it (`diffusion.recording`)."""
     graph: bool = False
     """Repeated as a CUDA graph."""
 
@@ -33,6 +36,7 @@ WAYS = {
     way.name: way
     for way in (
         Way("fp32"),
+        Way("fp32-recorded", recorded=True),
         Way("fp32-plain", plain=True),
         Way("fp32-contiguous", memory=torch.contiguous_format),
         Way("fp32-compiled", compiled=True),
@@ -44,8 +48,8 @@ WAYS = {
         Way("bf16-compiled-graph", torch.bfloat16, compiled=True, graph=True),
     )
 }
-ON_CPU = ("fp32", "fp32-plain", "fp32-contiguous", "fp32-compiled", "bf16")
-ON_GPU = tuple(way.name for way in WAYS.values() if not way.plain)
+ON_CPU = ("fp32", "fp32-recorded", "fp32-plain", "fp32-contiguous", "fp32-compiled", "bf16")
+ON_GPU = tuple(way.name for way in WAYS.values() if not way.plain and not way.recorded)
 Inputs = tuple[Tensor, ...]
 """Latents, log SNRs and conditions."""
 
@@ -89,9 +93,10 @@ def evaluation(way: Way, network: UViT, given: Inputs) -> Callable[[], Tensor]:
     """Return what evaluates a network of `network_in` on these inputs in a way, and returns v."""
     z, logsnr, condition = given
     z = z.to(way.kind).contiguous(memory_format=way.memory)
+    evaluated = RecordedNetwork(network, Recorder()) if way.recorded else network
 
     @torch.inference_mode()
     def evaluate() -> Tensor:
-        return network(z, logsnr, condition)
+        return evaluated(z, logsnr, condition)
 
     return cuda_graphs(z.device)(evaluate) if way.graph else evaluate
