@@ -106,6 +106,8 @@ def test_students_are_distilled_sampled_and_listed(
     assert Image.open(pictures[0]).size == Image.open(pictures[2]).size
     assert pictures[0].read_bytes() == pictures[1].read_bytes() != pictures[2].read_bytes()
     assert not call(monkeypatch, "sample", "--family", family.folder, "--steps", "1,3", "--out", tmp_path / "rows.png")
+    assert not call(monkeypatch, "sample", "--family", family.folder, "--count", 1, "--out", tmp_path / "near.png")
+    assert "of position 3" in capsys.readouterr().out  # 4 are not offered
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_students_are_distilled_sampled_and_listed(
         (["--steps", "four"], "whole numbers"),
         (["--steps", "32", "--label", "x"], "the label 'x' is not known"),
         (["--steps", "32", "--prompt", "x"], "takes a label, not a prompt"),
-        (["--steps", "32", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--steps", "32", "--device", "abacus"], "--device abacus cannot be used"),
     ],
 )
 def test_a_wish_that_cannot_be_drawn_ends_in_one_sentence(
@@ -139,7 +141,11 @@ def test_failures_are_one_sentence_and_exit_with_1(
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "nothing", "--runs", tmp_path) == 1
     assert "data 'nothing' is not there" in capsys.readouterr().err
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--runs", tmp_path) == 1
-    assert "choose another --preset" in capsys.readouterr().err
+    assert "choose another --preset: debug, tiny8" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "", "--runs", tmp_path) == 1
+    assert "data '' is not there; what can be named: shapes" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--device", "abacus") == 1
+    assert "--device abacus cannot be used here; auto, cpu" in capsys.readouterr().err
     assert call(monkeypatch, "dance") == 2 and "there is no command 'dance'" in capsys.readouterr().err
 
 

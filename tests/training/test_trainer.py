@@ -344,6 +344,11 @@ def test_the_log_tells_progress_in_images(tmp_path: Path):
     assert all(math.isfinite(line["loss"]) for line in lines)
 
 
+def test_a_warm_up_that_is_longer_than_the_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    fit(simple(tmp_path, iterations=2, warmup=3), Points(), square_loss)
+    assert "--warmup 3 is longer than the 2 iterations" in capsys.readouterr().out
+
+
 def test_hiding_takes_whole_conditions_and_single_slots_at_their_rates():
     condition = torch.tensor([[3, 5, 7]]).expand(20_000, 3)
     draws = torch.Generator().manual_seed(0)
