@@ -13,7 +13,7 @@ from training.trainer import fit
 settings.register_profile("steady", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("steady")
 
-TEACHER = TeacherSettings(preset="tiny8", iterations=12, batch=16, precision="fp32", warmup=2)
+TEACHER = TeacherSettings(preset="debug", iterations=12, batch=16, precision="fp32", warmup=2)
 
 
 @pytest.fixture(scope="session")

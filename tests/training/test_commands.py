@@ -17,10 +17,11 @@ from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.evaluate import evaluate
 from training.features import JUDGE, train_judge
+from training.measuring import Evaluate
 from training.yardstick import Evaluation
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["--data", "digits", "--preset", "tiny8", "--iterations", "24", "--batch", "16", "--device", "cpu"]
+TRAIN = ["--data", "digits", "--preset", "debug", "--iterations", "48", "--batch", "16", "--device", "cpu"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -51,7 +52,7 @@ def test_training_killed_and_started_again_writes_the_very_same_weights(
     families = [open_family(folder / "digits") for folder in (whole, parts)]
     assert len({family.manifest.teacher.weights.sha256 for family in families}) == 1
     assert len({family.manifest.golden.sha256 for family in families}) == 1
-    assert {family.manifest.teacher.training.iterations for family in families} == {24}
+    assert {family.manifest.teacher.training.iterations for family in families} == {48}
 
 
 def test_what_is_trained_already_is_not_trained_again(
@@ -131,6 +132,10 @@ def test_a_wish_that_cannot_be_drawn_ends_in_one_sentence(
     assert call(monkeypatch, "sample", "--family", family.folder, "--out", tmp_path / "x.png", *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stepdial sample: ") and said in line
+
+
+def test_what_is_measured_when_nothing_is_said_is_what_the_family_offers_of_the_usual_positions(family: Family):
+    assert Evaluate(family=family.folder).offered(family) == [32]
 
 
 def test_failures_are_one_sentence_and_exit_with_1(
