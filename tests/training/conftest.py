@@ -3,9 +3,11 @@
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
 from diffusion.family import Family
 from training.datasets import FiniteSet, digits
+from training.features import train_judge
 from training.members import add_member, new_manifest, training_record
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import fit
@@ -20,6 +22,12 @@ TEACHER = TeacherSettings(preset="debug", iterations=12, batch=16, precision="fp
 def digit_set() -> FiniteSet:
     """The digits."""
     return digits()
+
+
+@pytest.fixture(scope="session")
+def digits_judge(digit_set: FiniteSet) -> dict[str, Tensor]:
+    """The weights of a judge of the digits after sixty iterations."""
+    return dict(train_judge(digit_set, iterations=60).state_dict())
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import stepdial
 from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.evaluate import evaluate
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
 from training.measuring import Evaluate
 from training.yardstick import Evaluation
 
@@ -155,10 +155,10 @@ def test_failures_are_one_sentence_and_exit_with_1(
 
 
 def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
-    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digit_set
+    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digit_set, digits_judge
 ):
     assert not distil(monkeypatch, family.folder, "1,2")
-    write_tensors(family.folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
+    write_tensors(family.folder, JUDGE, digits_judge)
     how = Evaluation(
         samples=80,
         seeds=(1, 2),

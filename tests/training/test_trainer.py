@@ -26,8 +26,8 @@ from training.student_settings import MANY, StudentSettings
 from training.teacher import TeacherSettings, hide, teacher_loss
 from training.trainer import fit
 
-DROPPING = PRESETS["tiny8"].model_copy(
-    update={"slots": (10,), "mid": Level(kind="transformer", channels=128, blocks=2, dropout=0.3)}
+DROPPING = PRESETS["debug"].model_copy(
+    update={"slots": (10,), "mid": Level(kind="transformer", channels=64, blocks=1, dropout=0.3)}
 )
 
 
@@ -69,7 +69,7 @@ def killed_after(iterations: int, loss: Callable) -> Callable:
 
 
 def teacher_run(folder: Path, data: FiniteSet, **changes: object) -> tuple[Run, Callable]:
-    given_settings = {"preset": "tiny8", "iterations": 20, "batch": 8, "warmup": 3, "precision": "bf16"}
+    given_settings = {"preset": "debug", "iterations": 20, "batch": 8, "warmup": 3, "precision": "bf16"}
     settings = TeacherSettings.model_validate(given_settings | {"drop_slot": 0.2} | changes)
     torch.manual_seed(settings.seed)
     run = Run(UViT(DROPPING), settings, folder, settings=settings.model_dump(mode="json"))
