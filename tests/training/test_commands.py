@@ -151,6 +151,8 @@ def test_failures_are_one_sentence_and_exit_with_1(
     assert "data '' is not there; what can be named: shapes" in capsys.readouterr().err
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--device", "abacus") == 1
     assert "--device abacus cannot be used here; auto, cpu" in capsys.readouterr().err
+    assert call(monkeypatch, "report", "--family", ROOT / "families/digits", "--file", tmp_path / "none.md") == 1
+    assert "--file none.md cannot be read: No such file" in capsys.readouterr().err
     assert call(monkeypatch, "dance") == 2 and "there is no command 'dance'" in capsys.readouterr().err
 
 
