@@ -11,13 +11,16 @@ WARM_UPS = 2
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return how long a run takes, by the device's own clock where it is a GPU."""
+    """Return how long a run takes, by the device's own clock where it is a GPU.
+
+    A GPU is not waited for before: its clock starts when it comes to the run, after what it was given earlier, during which
+    the host may have given it some of the run already; only an idle GPU's time has the host's first launch in it.
+    """
     if device.type != "cuda":
         began = perf_counter()
         run()
         return perf_counter() - began
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
     start.record()
     run()
     end.record()

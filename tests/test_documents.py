@@ -1,13 +1,17 @@
 """README and docs say what is true: tables come from result files, links lead somewhere, commands exist."""
 
+import io
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+import stepdial
 from diffusion.family import open_family
 from diffusion.manifest import TEACHER_STEPS
 from training.report import TABLES
@@ -20,8 +24,14 @@ FAMILIES = sorted(path.parent for path in (ROOT / "families").glob("*/family.jso
 @cache
 def shown_help(command: str) -> str:
     """What `stepdial COMMAND --help` prints."""
-    line = [sys.executable, ROOT / "stepdial.py", command, "--help"]
-    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    said = io.StringIO()
+    with patch.object(sys, "argv", ["stepdial", command, "--help"]), redirect_stdout(said):
+        try:
+            status = stepdial.main()
+        except SystemExit as ended:
+            status = ended.code
+    assert not status, command
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)

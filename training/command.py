@@ -18,7 +18,7 @@ from diffusion.condition import Prompts
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import NAME
 from training.checkpoint import CheckpointError
-from training.datasets import DataError, DataSet
+from training.datasets import BEFORE_IMPORT, DataError, DataSet
 from training.decoding import Augmentation
 from training.estimate import GPUS, Work, describe
 from training.failures import CommandError, TrainingError
@@ -201,7 +201,7 @@ def choose_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise CommandError(
-            f"device {name!r} cannot be used here; auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+            f"--device {name} cannot be used here; auto, cpu" + (", cuda" if torch.cuda.is_available() else "") + " can"
         ) from None
 
 
@@ -230,14 +230,18 @@ def data_of(family: Family, name: str | None, augmentation: Augmentation | None 
     Labels are read as the family's.  Raises CommandError when the data does not fit the family.
     """
     manifest = family.manifest
-    wanted = name or manifest.members[0].training.data
+    wanted = manifest.members[0].training.data if name is None else name
+    if name is None and wanted == BEFORE_IMPORT:
+        raise CommandError(
+            f"--data is missing: family {family.name!r} was imported, and does not say what it was trained on"
+        )
     try:
         prompts = manifest.conditioning if isinstance(manifest.conditioning, Prompts) else None
         data = open_data(wanted, manifest.resolution, augmentation, prompts)
     except NotAugmented:
         raise
     except DataError as error:
-        raise CommandError(str(error) if name else f"{error}; name it with --data") from None
+        raise CommandError(str(error) if name is not None else f"{error}; name it with --data") from None
     if (data.resolution, data.channels) != (manifest.resolution, manifest.channels):
         raise CommandError(f"data {wanted!r} does not have the images of family {family.name!r}")
     if data.conditioning == manifest.conditioning:

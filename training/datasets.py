@@ -16,6 +16,10 @@ Batch = tuple[Tensor, Tensor]
 """Images float32 (B, C, H, W) in [-1, 1] and conditions int64 (B, slots)."""
 
 
+BEFORE_IMPORT = "what it was trained on before it was imported"
+"""What a teacher that others trained has for the name of its data."""
+
+
 class DataError(ValueError):
     """Data that cannot be trained on; the message says what was found and what is needed."""
 

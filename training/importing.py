@@ -18,6 +18,7 @@ from diffusion.schedule import CosineSchedule
 from diffusion.text import TextConfig
 from training.checkpoint import Checkpoint, CheckpointError, Text, Weights
 from training.command import Command, choose_device, made, named
+from training.datasets import BEFORE_IMPORT
 from training.members import check_replaceable, forget, golden_samples, locked
 
 USUAL_GUIDANCE = {"UNet2DModel": 0.0, "DiTTransformer2DModel": 3.0, "UNet2DConditionModel": 6.5}
@@ -133,7 +134,7 @@ def _teacher(folder: Path, network: BackboneConfig, weights: Weights, checkpoint
         parameters=_count(weights),
         training=TrainingRecord(
             command=provenance.command(),
-            data="what it was trained on before it was imported",
+            data=BEFORE_IMPORT,
             iterations=0,
             images=0,
             seconds=0.0,

@@ -37,32 +37,6 @@ def diffusion_loss(
     return mean_square(v - (alpha * eps - sigma * x), poolings)
 
 
-def consistency_loss(
-    network: Network,
-    teacher: Network | None,
-    objective: Objective,
-    schedule: CosineSchedule,
-    x: Tensor,
-    condition: Tensor,
-    *,
-    iteration: int,
-    generator: torch.Generator,
-    self_teacher: Network | None = None,
-) -> Tensor:
-    """Return each sample's loss (B,) of Algorithm 1.  `teacher` is needed by the methods that distil, self_teacher by tract."""
-    return mixed_loss(
-        network,
-        teacher,
-        (objective,),
-        schedule,
-        x,
-        condition,
-        iteration=iteration,
-        generator=generator,
-        self_teacher=self_teacher,
-    )
-
-
 def mixed_loss(
     network: Network,
     teacher: Network | None,
@@ -78,8 +52,8 @@ def mixed_loss(
     """Return each sample's loss (B,) of Algorithm 1 in a batch whose parts, in order, have an objective each.
 
     The parts are as large as the objectives' weights say.  Every network is evaluated on the whole batch at once; times,
-    teacher steps and distances are each part's own.  Raises ValueError when the batch cannot be parted so or the
-    objectives ask the teacher for different things.
+    teacher steps and distances are each part's own.  `teacher` is needed by the methods that distil, self_teacher by tract.
+    Raises ValueError when the batch cannot be parted so or the objectives ask the teacher for different things.
     """
     times = mixed_times(objectives, len(x), schedule=schedule, iteration=iteration, generator=generator)
     eps = normal(x.shape, generator)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from diffusion import provenance
 from diffusion.family import Family, open_family
+from diffusion.manifest import TEACHER_STEPS
 from training.command import Command, choose_device, data_of, integers, words
 from training.composition import students_of
 from training.confirmation import search_dial
@@ -21,14 +22,18 @@ from training.samplers import GRIDS, measure_samplers, read_samplers
 from training.scores import Scorer
 from training.yardstick import REFERENCE_IMAGES, Evaluation, Yardstick
 
+USUAL_POSITIONS = (1, 2, 4, 8, 16, TEACHER_STEPS[0])
+"""What is measured of a family when nobody asks for other positions, if it is offered."""
+
 
 class Evaluate(Command):
     """Measure what dial positions of a family give and cost, and write that into the family as its frontier."""
 
     family: Path
     """Folder of the family."""
-    positions: str = "1,2,4,8,16,32"
-    """Dial positions to measure, separated by commas; what was measured of others is kept."""
+    positions: str | None = None
+    """Dial positions to measure, separated by commas; what was measured of others is kept. By default those of 1, 2, 4, 8, 16
+    and 32 that the family offers."""
     sources: str = ",".join(SOURCES)
     """Ways of drawing them to measure, where the family has several, separated by commas."""
     samples: int = Field(default=2000, ge=80)
@@ -146,7 +151,7 @@ class Evaluate(Command):
             family,
             yardstick,
             evaluation,
-            ways(family, self._offered(family), words(self.sources, SOURCES, "sources")),
+            ways(family, self.offered(family), words(self.sources, SOURCES, "sources")),
             self.results / f"metrics-{family.name}.json",
             extractors=extractors,
             prompt_judge=clip(self.clip, device) if self.clip else None,
@@ -154,19 +159,22 @@ class Evaluate(Command):
             references=self.reference_images,
         )
 
-    def _offered(self, family: Family) -> list[int]:
+    def offered(self, family: Family) -> list[int]:
         """The positions asked for, all of which the family must have."""
+        if self.positions is None:
+            return [steps for steps in USUAL_POSITIONS if steps in family.positions]
         positions = integers(self.positions, "positions")
         unknown = [steps for steps in positions if steps not in family.positions]
         if unknown:
             raise CommandError(
-                f"positions {unknown} are not offered; family {family.name!r} has {list(family.positions)}"
+                f"positions {', '.join(map(str, unknown))} are not offered; "
+                f"family {family.name!r} has {', '.join(map(str, family.positions))}"
             )
         return positions
 
     def _positions(self, family: Family, evaluation: Evaluation) -> None:
         """The positions asked for: quality and speed, or speed alone."""
-        positions = self._offered(family)
+        positions = self.offered(family)
         sources = words(self.sources, SOURCES, "sources")
         if not self.only_speed:
             evaluate(family, data_of(family, self.data), positions, evaluation, sources=sources)

@@ -47,7 +47,7 @@ def open_data(
             raise NotAugmented(f"{name} are not augmented; give {' '.join(undo)}")
         return digits() if name == "digits" else Procedural(name, resolution)
     path = Path(name)
-    if not path.exists():
+    if not name or not path.exists():  # Path("") would be this folder
         raise DataError(f"data {name!r} is not there; {' '.join(KINDS.split())}")
     source = _in_folder(path, prompts) if path.is_dir() else _in_file(path, prompts)
     return ImageSet(source, resolution, augmentation)

@@ -25,9 +25,13 @@ TABLES = {
 def write_report(family: Family, file: Path) -> None:
     """Replace what stands between the file's markers of this family, `<!-- KIND NAME -->` and `<!-- end -->`, by its tables.
 
-    Raises DataError if there are no markers, or the family has no frontier for its dial.
+    Raises DataError if the file cannot be read or has no markers, or the family has no frontier for its dial.
     """
-    text = file.read_text()
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise DataError(f"--file {file.name} cannot be read: {why}") from None
     names = "|".join(TABLES)
     pattern = re.compile(rf"(<!-- ({names}) {re.escape(family.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):

@@ -1,7 +1,10 @@
 """What result files say of a family, as tables: ablations, the teacher's samplers, metrics of every network."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from diffusion.family import Family
 from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_ablations
@@ -10,6 +13,8 @@ from training.curve import NAMES, Point, student_curves
 from training.frontier_tables import number
 from training.metrics import Row, read_metrics
 from training.samplers import SamplersRecord, read_samplers
+
+R = TypeVar("R", AblationsRecord, SamplersRecord)
 
 DIAL_RESULTS = Path("benchmarks/dial")
 """Where stepdial evaluate puts samplers and metrics, by default."""
@@ -20,12 +25,20 @@ def ablations_table(family: Family) -> str:
 
     Raises DataError if the result file is not one.
     """
-    file = RESULTS / f"{family.name}.json"
+    return _of_teacher(family, RESULTS / f"{family.name}.json", "ablate", read_ablations, _ablations)
+
+
+def _of_teacher(family: Family, file: Path, command: str, read: Callable[[Path], R], table: Callable[[R], str]) -> str:
+    """Return the table of what a file holds of the family's teacher, or which `stepdial` command measures it."""
     if not file.exists():
-        return f"Not measured yet; `stepdial ablate --family families/{family.name}` does.\n"
-    record, teacher = read_ablations(file), family.manifest.teacher
+        return f"Not measured yet; `stepdial {command} --family families/{family.name}` does.\n"
+    record, teacher = read(file), family.manifest.teacher
     if not teacher or teacher.weights.sha256 != record.teacher:
         return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    return table(record)
+
+
+def _ablations(record: AblationsRecord) -> str:
     return "\n".join(_study(study, record) for study in record.studies)
 
 
@@ -76,11 +89,10 @@ def samplers_table(family: Family) -> str:
     Raises DataError if the result file is not one.
     """
     file = DIAL_RESULTS / f"samplers-{family.name}.json"
-    if not file.exists():
-        return f"Not measured yet; `stepdial evaluate --samplers --family families/{family.name}` does.\n"
-    record, teacher = read_samplers(file), family.manifest.teacher
-    if not teacher or teacher.weights.sha256 != record.teacher:
-        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    return _of_teacher(family, file, "evaluate --samplers", read_samplers, partial(_guidances, family))
+
+
+def _guidances(family: Family, record: SamplersRecord) -> str:
     guidances, students = dict.fromkeys(row.guidance for row in record.rows), student_curves(family, record)
     tables = [_samplers(record, guidance, students) for guidance in guidances]
     return "\n".join([*tables, _samplers_how(record, bool(students))])

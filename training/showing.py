@@ -16,14 +16,18 @@ from training.failures import CommandError
 from training.members import draw
 from training.relabelled import TAKES
 
+USUAL_STEPS = 4
+"""Dial position of a grid when nobody asks for another."""
+
 
 class Sample(Command):
     """Draw pictures of a family into a grid, without a server."""
 
     family: Path
     """Folder of the family."""
-    steps: str = "4"
-    """Dial position; several separated by commas give one row each, of the same seeds and prompts."""
+    steps: str | None = None
+    """Dial position; several separated by commas give one row each, of the same seeds and prompts. By default 4, or the
+    nearest that the family offers."""
     source: Source | None = None
     """Way of drawing it where the family has several; by default the one that it serves."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -47,7 +51,8 @@ class Sample(Command):
 
     def cli_cmd(self) -> None:
         """Draw."""
-        family, positions = open_family(self.family), integers(self.steps, "steps")
+        family = open_family(self.family)
+        positions = [_nearest(family, USUAL_STEPS)] if self.steps is None else integers(self.steps, "steps")
         for steps in positions:
             if steps not in family.positions:
                 raise CommandError(
@@ -70,7 +75,7 @@ class Sample(Command):
         columns = self.columns or (self.count if several else max(1, round(self.count**0.5)))
         rows, feet = ([], []) if not several or columns != self.count else ([f"{n}" for n in positions], said)
         save_picture(grid(torch.cat(drawn), columns, zoom=self.zoom, rows=rows, feet=feet), self.out)
-        print(f"wrote {self.out}")
+        print(f"wrote {self.out}" + (f", of position {positions[0]}" if self.steps is None else ""))
 
     def _plan(self, family: Family, steps: int) -> Plan:
         if self.source is None:
@@ -92,6 +97,11 @@ class Sample(Command):
         except ConditionError as error:
             raise CommandError(str(error)) from None
         return [wishes[index % len(wishes)] for index in range(self.count)] if wishes else []
+
+
+def _nearest(family: Family, steps: int) -> int:
+    """Return the position nearest to some steps, of two that are as near the smaller."""
+    return min(family.positions, key=lambda offered: (abs(offered - steps), offered))
 
 
 class Families(Command):

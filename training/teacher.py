@@ -67,9 +67,20 @@ class TeacherSettings(Schedule):
         if (preset.resolution, preset.channels) != (data.resolution, data.channels):
             raise DataError(
                 f"preset {self.preset!r} is for {preset.resolution}x{preset.resolution} images of {preset.channels} "
-                f"channels, the data has {data.resolution}x{data.resolution} of {data.channels}; choose another --preset"
+                f"channel(s), the data has {data.resolution}x{data.resolution} of {data.channels}; "
+                f"choose another --preset: {_fitting(data, scaled=data.resolution == preset.resolution)}"
             )
         return preset.model_copy(update={"slots": data.conditioning.sizes})
+
+
+def _fitting(data: DataSet, *, scaled: bool) -> str:
+    """Return the presets for such data, which is scaled to what is asked for or has a resolution of its own."""
+    found = [
+        name
+        for name, preset in PRESETS.items()
+        if preset.channels == data.channels and (scaled or preset.resolution == data.resolution)
+    ]
+    return ", ".join(found) or f"none has {data.channels} channels"
 
 
 def new_teacher_run(settings: TeacherSettings, data: DataSet, folder: Path, device: torch.device) -> Run:

@@ -13,7 +13,7 @@ from diffusion.plans import Plan, coefficient_row
 from diffusion.sampler import Network
 from diffusion.schedule import CosineSchedule, alpha_sigma_from_logsnr
 from kernels import hop as take_hop
-from training.loss import consistency_loss
+from training.loss import mixed_loss
 from training.objective import Objective
 from training.self_teacher import SelfTeacher
 
@@ -155,7 +155,7 @@ def distil(
     teacher: Network | None = None,
     classes: bool = False,
 ) -> Student:
-    """Train a student with `consistency_loss` and return it.
+    """Train a student with `mixed_loss` and return it.
 
     teacher: what is distilled, by default the mixture's exact teacher.  classes: ask for one mode at a time.
     """
@@ -172,10 +172,10 @@ def distil(
         x = mixture.draw((batch, dimensions, 1, 1), generator)
         if classes:
             condition = (x.view(batch, -1)[:, :1] > 0).long() + 1
-        losses = consistency_loss(
+        losses = mixed_loss(
             student,
             teacher or mixture,
-            objective,
+            (objective,),
             SCHEDULE,
             x,
             condition,

@@ -41,6 +41,11 @@ def fit(
     run.network.train()
     schedule, world = run.schedule, run.world
     data.skipped.keep(run.folder / ("skipped.jsonl" if world.main else f"skipped-{world.rank}.jsonl"))
+    if schedule.warmup > schedule.iterations:
+        print(
+            f"--warmup {schedule.warmup} is longer than the {schedule.iterations} iterations: "
+            f"the learning rate never gets to --lr {schedule.lr:g}"
+        )
     every = max(1, schedule.iterations // grids)
     saved = time.monotonic()
     with interruptible() as interrupted, Log(run) as log, _batches(run, data, workers) as following:

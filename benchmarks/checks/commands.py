@@ -4,10 +4,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
-
-from benchmarks.load.commands import NEEDED
+from benchmarks.command_line import NEEDED, given
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -22,12 +19,8 @@ def check(arguments: Sequence[str]) -> int:
     except ImportError as error:
         print(f"{NEEDED} ({error})", file=sys.stderr)
         return 1
-    source: CliSettingsSource = CliSettingsSource(CheckSettings, cli_prog_name="stepdial check")
-    try:
-        settings = CliApp.run(CheckSettings, cli_args=list(arguments), cli_settings_source=source)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            print(f"stepdial check: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}", file=sys.stderr)
+    settings = given(CheckSettings, arguments, name="stepdial check")
+    if settings is None:
         return 2
     try:
         verdict = asyncio.run(trial(settings))

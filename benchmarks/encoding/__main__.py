@@ -5,9 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from PIL import features
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from benchmarks.command_line import given
 from benchmarks.encoding.cost import SETTINGS, SIDES, Costs, cost
 from benchmarks.encoding.images import KINDS, image
 from benchmarks.encoding.table import write_table
@@ -38,12 +38,8 @@ class Encoding(BaseSettings):
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit status: 0, 1 when something cannot be read or written, 2 for a wrong argument."""
-    source: CliSettingsSource = CliSettingsSource(Encoding, cli_prog_name="python -m benchmarks.encoding")
-    try:
-        settings = CliApp.run(Encoding, cli_args=arguments, cli_settings_source=source)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            print(f"benchmarks.encoding: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}", file=sys.stderr)
+    settings = given(Encoding, arguments, name="python -m benchmarks.encoding")
+    if settings is None:
         return 2
     try:
         if not settings.only_table:

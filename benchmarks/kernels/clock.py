@@ -6,6 +6,8 @@ from time import perf_counter, process_time
 
 import torch
 
+from benchmarks.clock import seconds
+
 FLUSH_BYTES = 256 << 20
 """Written between two timed calls on a GPU, more than its cache holds."""
 WARM_UP = 3
@@ -42,20 +44,7 @@ class Clock:
         while len(next(iter(found.values()))) < least or perf_counter() < end:
             for name, function in functions.items():
                 found[name].append(self._call(function))
-        return {name: _times(seconds) for name, seconds in found.items()}
-
-    def captured(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Return a replay of the function, captured in a CUDA graph."""
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                function()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
-        return graph.replay
+        return {name: _times(taken) for name, taken in found.items()}
 
     def _call(self, function: Callable[[], object]) -> float:
         if self._flush is None:
@@ -63,16 +52,11 @@ class Clock:
             function()
             return process_time() - begun
         self._flush.zero_()  # also keeps the device busy while the host gets ahead
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        function()
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after)) / 1000
+        return seconds(function, self.device)
 
 
-def _times(seconds: list[float]) -> Times:
-    low, median, high = torch.tensor(seconds, dtype=torch.float64).quantile(
+def _times(taken: list[float]) -> Times:
+    low, median, high = torch.tensor(taken, dtype=torch.float64).quantile(
         torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     )
-    return Times(low.item(), median.item(), high.item(), len(seconds))
+    return Times(low.item(), median.item(), high.item(), len(taken))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.kernels.clock import Clock
 from benchmarks.kernels.result import Row
+from diffusion.capture import cuda_graphs
 
 OURS = "stepdial"
 
@@ -31,9 +32,10 @@ class Comparison:
         """Time it.  copy: bytes a second of a copy on this device, if jobs are to be compared with that."""
         functions = {name: torch.inference_mode(not self.trains)(f) for name, f in self.functions.items()}
         if clock.device.type == "cuda":
+            capture = cuda_graphs(clock.device)
             for name, function in list(functions.items()):
                 if name not in self.uncapturable:
-                    functions[f"{name}, in a CUDA graph"] = clock.captured(function)
+                    functions[f"{name}, in a CUDA graph"] = capture(function)
         return [
             Row(
                 piece=self.piece,
@@ -46,14 +48,6 @@ class Comparison:
             )
             for name, times in clock.compare(functions).items()
         ]
-
-
-def copy_speed(clock: Clock) -> float:
-    """Return the bytes a second, read and written, at which a large tensor is copied."""
-    size = 1 << 30
-    source = torch.zeros(size // 4, device=clock.device)
-    target = torch.empty_like(source)
-    return 2 * size / clock.compare({"copy": lambda: target.copy_(source)}, least=9)["copy"].median
 
 
 def size_of(*tensors: Tensor | None) -> int:

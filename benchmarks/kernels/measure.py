@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from tqdm import tqdm
 
+from benchmarks.clock import copy_bandwidth
 from benchmarks.kernels import films, layers, targets, updates
 from benchmarks.kernels.clock import Clock
-from benchmarks.kernels.comparison import Comparison, copy_speed
+from benchmarks.kernels.comparison import Comparison
 from benchmarks.kernels.result import Result, Row
 from diffusion.provenance import commit, device_name, now, versions
 
@@ -21,6 +22,8 @@ PIECES: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
     "film": films.films,
 }
 """What can be measured by itself; each ends within minutes."""
+COPY_BYTES = 1 << 30
+"""What is copied to see how fast a GPU copies: more than its cache holds."""
 
 
 def measure(
@@ -31,7 +34,8 @@ def measure(
     seconds: how long each comparison is timed.  Raises KeyError for an unknown piece.
     """
     begun, code, clock, rows = now(), commit(), Clock(device, seconds=seconds), list[Row]()
-    copy = copy_speed(clock) if device.type == "cuda" else None  # a CPU's jobs fit its cache, a large copy does not
+    # a CPU's jobs fit its cache, a large copy does not
+    copy = copy_bandwidth(device, size=COPY_BYTES) if device.type == "cuda" else None
     for piece in pieces:
         for comparison in tqdm(PIECES[piece](device), desc=piece, unit=" comparisons"):
             rows += comparison.rows(clock, copy)

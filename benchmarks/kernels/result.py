@@ -23,7 +23,7 @@ class Row(BaseModel):
     bytes: int
     """What any implementation has to read and write."""
     of_copy: float | None
-    """bytes over the median's time, as a share of the copy's speed; None on a CPU, whose cache holds these jobs."""
+    """bytes over the median's time, as a share of the fastest copy's speed; None on a CPU, whose cache holds these jobs."""
 
 
 class Result(ResultFile):
@@ -39,7 +39,7 @@ class Result(ResultFile):
     note: str
     """What else a reader has to know, such as what the machine was shared with."""
     copy_gb_per_second: float | None
-    """Speed of a copy of a large tensor, bytes read and written, 1e9 a second; None on a CPU."""
+    """Speed of the fastest of ten copies of 1 GiB, bytes read and written, 1e9 a second; None on a CPU."""
     results: tuple[Row, ...]
 
 

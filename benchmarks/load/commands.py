@@ -4,12 +4,8 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
-
+from benchmarks.command_line import NEEDED, given
 from benchmarks.load.settings import BenchSettings
-
-NEEDED = "stepdial: this needs the packages of an extra: pip install -e '.[bench]'"
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -17,13 +13,8 @@ def bench(arguments: Sequence[str]) -> int:
 
     Returns the exit status: 0, 1 when no server answers or a package is missing, 2 for a wrong argument.
     """
-    source: CliSettingsSource = CliSettingsSource(BenchSettings, cli_prog_name="stepdial bench")
-    try:
-        settings = CliApp.run(BenchSettings, cli_args=list(arguments), cli_settings_source=source)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            flag = "".join(f"--{part}: " for part in wrong["loc"]).replace("_", "-")
-            print(f"stepdial bench: {flag}{wrong['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+    settings = given(BenchSettings, arguments, name="stepdial bench")
+    if settings is None:
         return 2
     try:
         from benchmarks.load.client import NotServed

@@ -5,18 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSettingsSource,
-    CliSubCommand,
-    SettingsConfigDict,
-    SettingsError,
-    get_subcommand,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
 
-from benchmarks.load.commands import NEEDED
+from benchmarks.command_line import NEEDED, given_command
 from benchmarks.load.wishes import weights
 
 ROOT = Path(__file__).parents[2]
@@ -110,17 +102,8 @@ def scale(arguments: Sequence[str]) -> int:
 
     Returns the exit status: 0, 1 when something cannot be read, started or measured, 2 for a wrong argument.
     """
-    source: CliSettingsSource = CliSettingsSource(Scale, cli_prog_name="stepdial scale")
-    try:
-        settings = CliApp.run(Scale, cli_args=list(arguments), cli_settings_source=source)
-        command = get_subcommand(settings, cli_exit_on_error=False)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            sentence = wrong["msg"].removeprefix("Value error, ")
-            print(f"stepdial scale: {'.'.join(map(str, wrong['loc'][1:]))}: {sentence}", file=sys.stderr)
-        return 2
-    except SettingsError:
-        print("stepdial scale: say what: size, measure, simulate or report; --help tells more", file=sys.stderr)
+    command = given_command(Scale, arguments, name="stepdial scale")
+    if command is None:
         return 2
     try:
         return _run(command)

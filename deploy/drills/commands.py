@@ -5,10 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
-
-from benchmarks.load.commands import NEEDED
+from benchmarks.command_line import NEEDED, given
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,12 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     except ImportError as error:
         print(f"{NEEDED} ({error})", file=sys.stderr)
         return 1
-    source: CliSettingsSource = CliSettingsSource(DrillSettings, cli_prog_name="python -m deploy.drills")
-    try:
-        settings = CliApp.run(DrillSettings, cli_args=list(arguments), cli_settings_source=source)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            print(f"deploy.drills: {'.'.join(map(str, wrong['loc'][:1]))}: {wrong['msg']}", file=sys.stderr)
+    settings = given(DrillSettings, arguments, name="python -m deploy.drills")
+    if settings is None:
         return 2
     if "table" in settings.names:
         write_table(settings.results, settings.file)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
 from diffusion.family import Family
 from training.datasets import FiniteSet, digits
+from training.features import train_judge
 from training.members import add_member, new_manifest, training_record
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import fit
@@ -13,13 +15,19 @@ from training.trainer import fit
 settings.register_profile("steady", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("steady")
 
-TEACHER = TeacherSettings(preset="tiny8", iterations=12, batch=16, precision="fp32", warmup=2)
+TEACHER = TeacherSettings(preset="debug", iterations=12, batch=16, precision="fp32", warmup=2)
 
 
 @pytest.fixture(scope="session")
 def digit_set() -> FiniteSet:
     """The digits."""
     return digits()
+
+
+@pytest.fixture(scope="session")
+def digits_judge(digit_set: FiniteSet) -> dict[str, Tensor]:
+    """The weights of a judge of the digits after sixty iterations."""
+    return dict(train_judge(digit_set, iterations=60).state_dict())
 
 
 @pytest.fixture(scope="session")

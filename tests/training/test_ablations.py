@@ -15,7 +15,7 @@ from diffusion.files import write_tensors
 from training.ablations import AblationsRecord, read_ablations
 from training.arms import ARMS, BASELINE, SETS, Arm, chosen, trials
 from training.datasets import DataError
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
 from training.frontier_tables import training_table
 from training.members import trained_alike
 from training.objective import teacher_steps
@@ -27,10 +27,10 @@ BASE = StudentSettings(iterations=600, batch=16, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
-def judged(digits_family: Family, digit_set, tmp_path_factory: pytest.TempPathFactory) -> Family:
+def judged(digits_family: Family, digits_judge, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """The digits family with a judge.  Not to be changed."""
     folder = Path(shutil.copytree(digits_family.folder, tmp_path_factory.mktemp("judged") / "digits"))
-    write_tensors(folder, JUDGE, dict(train_judge(digit_set, iterations=40).state_dict()))
+    write_tensors(folder, JUDGE, digits_judge)
     return open_family(folder)
 
 

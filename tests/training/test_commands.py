@@ -16,11 +16,12 @@ import stepdial
 from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.evaluate import evaluate
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
+from training.measuring import Evaluate
 from training.yardstick import Evaluation
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["--data", "digits", "--preset", "tiny8", "--iterations", "24", "--batch", "16", "--device", "cpu"]
+TRAIN = ["--data", "digits", "--preset", "debug", "--iterations", "48", "--batch", "16", "--device", "cpu"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -51,7 +52,7 @@ def test_training_killed_and_started_again_writes_the_very_same_weights(
     families = [open_family(folder / "digits") for folder in (whole, parts)]
     assert len({family.manifest.teacher.weights.sha256 for family in families}) == 1
     assert len({family.manifest.golden.sha256 for family in families}) == 1
-    assert {family.manifest.teacher.training.iterations for family in families} == {24}
+    assert {family.manifest.teacher.training.iterations for family in families} == {48}
 
 
 def test_what_is_trained_already_is_not_trained_again(
@@ -106,6 +107,8 @@ def test_students_are_distilled_sampled_and_listed(
     assert Image.open(pictures[0]).size == Image.open(pictures[2]).size
     assert pictures[0].read_bytes() == pictures[1].read_bytes() != pictures[2].read_bytes()
     assert not call(monkeypatch, "sample", "--family", family.folder, "--steps", "1,3", "--out", tmp_path / "rows.png")
+    assert not call(monkeypatch, "sample", "--family", family.folder, "--count", 1, "--out", tmp_path / "near.png")
+    assert "of position 3" in capsys.readouterr().out  # 4 are not offered
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_students_are_distilled_sampled_and_listed(
         (["--steps", "four"], "whole numbers"),
         (["--steps", "32", "--label", "x"], "the label 'x' is not known"),
         (["--steps", "32", "--prompt", "x"], "takes a label, not a prompt"),
-        (["--steps", "32", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--steps", "32", "--device", "abacus"], "--device abacus cannot be used"),
     ],
 )
 def test_a_wish_that_cannot_be_drawn_ends_in_one_sentence(
@@ -131,6 +134,10 @@ def test_a_wish_that_cannot_be_drawn_ends_in_one_sentence(
     assert line.startswith("stepdial sample: ") and said in line
 
 
+def test_what_is_measured_when_nothing_is_said_is_what_the_family_offers_of_the_usual_positions(family: Family):
+    assert Evaluate(family=family.folder).offered(family) == [32]
+
+
 def test_failures_are_one_sentence_and_exit_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -139,15 +146,21 @@ def test_failures_are_one_sentence_and_exit_with_1(
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "nothing", "--runs", tmp_path) == 1
     assert "data 'nothing' is not there" in capsys.readouterr().err
     assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--runs", tmp_path) == 1
-    assert "choose another --preset" in capsys.readouterr().err
+    assert "choose another --preset: debug, tiny8" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "", "--runs", tmp_path) == 1
+    assert "data '' is not there; what can be named: shapes" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "--family", tmp_path / "f", "--data", "digits", "--device", "abacus") == 1
+    assert "--device abacus cannot be used here; auto, cpu" in capsys.readouterr().err
+    assert call(monkeypatch, "report", "--family", ROOT / "families/digits", "--file", tmp_path / "none.md") == 1
+    assert "--file none.md cannot be read: No such file" in capsys.readouterr().err
     assert call(monkeypatch, "dance") == 2 and "there is no command 'dance'" in capsys.readouterr().err
 
 
 def test_evaluation_writes_the_frontier_and_keeps_what_it_does_not_measure(
-    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digit_set
+    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digit_set, digits_judge
 ):
     assert not distil(monkeypatch, family.folder, "1,2")
-    write_tensors(family.folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
+    write_tensors(family.folder, JUDGE, digits_judge)
     how = Evaluation(
         samples=80,
         seeds=(1, 2),

@@ -13,7 +13,7 @@ from diffusion.plans import student_plan
 from tests.kernels import paper_equations as paper
 from tests.training.test_objective import EMPTY, SCHEDULE, Recorder, alpha_sigma, coefficients, generator, pictures
 from training.distance import distance, mean_square
-from training.loss import consistency_loss, diffusion_loss, loss_at, mixed_times
+from training.loss import diffusion_loss, loss_at, mixed_loss, mixed_times
 from training.objective import Objective, ect_stage, part_sizes
 from training.self_teacher import SelfTeacher
 from training.target import consistency_target
@@ -60,7 +60,7 @@ def test_what_progressive_distillation_learns_is_one_step_to_where_two_of_the_te
 def test_progressive_distillation_asks_the_teacher_at_the_top_and_in_the_middle_of_a_segment_and_the_student_once():
     teacher, student, x = Recorder(lambda z, logsnr, condition: 0.4 * torch.sin(2 * z)), Recorder(), pictures()
     objective = Objective(method="pd", student_steps=4, eta=0.6, distance="v_mean_squared")
-    losses = consistency_loss(student, teacher, objective, SCHEDULE, x, EMPTY, iteration=0, generator=generator())
+    losses = mixed_loss(student, teacher, (objective,), SCHEDULE, x, EMPTY, iteration=0, generator=generator())
     (z_t, logsnr_t, _), (z_s, logsnr_s, _) = teacher.calls
     assert len(student.calls) == 1 and torch.equal(student.calls[0][0], z_t)
     t, s = SCHEDULE.time(logsnr_t.double()), SCHEDULE.time(logsnr_s.double())
@@ -98,8 +98,8 @@ def test_tract_asks_the_students_average_at_s_and_with_no_average_left_it_is_con
     of = {"student_steps": 2, "teacher_steps_start": 16, "teacher_steps_end": 16}
 
     def loss(method: str, self_teacher: Recorder | None) -> Tensor:
-        return consistency_loss(
-            student, teacher, Objective(method=method, **of), SCHEDULE, pictures(), EMPTY,
+        return mixed_loss(
+            student, teacher, (Objective(method=method, **of),), SCHEDULE, pictures(), EMPTY,
             iteration=0, generator=generator(), self_teacher=self_teacher,
         )  # fmt: skip
 
@@ -201,7 +201,7 @@ def test_sampled_guidance_is_drawn_for_each_image_told_to_the_student_and_guides
     objective = Objective(
         student_steps=2, teacher_steps_start=8, teacher_steps_end=8, guidance_range=(0.5, 2.5), eta=0.6
     )
-    consistency_loss(student, teacher, objective, SCHEDULE, x, condition, iteration=0, generator=generator())
+    mixed_loss(student, teacher, (objective,), SCHEDULE, x, condition, iteration=0, generator=generator())
     (z_s, logsnr_s, told), (z_t, logsnr_t, again) = student.calls
     assert torch.equal(told, again) and torch.equal(told[:, :1], condition) and told.shape == (8, 2)
     drawn = told[:, 1] / 1000
@@ -221,7 +221,7 @@ def test_a_teacher_that_is_told_its_guidance_is_told_the_students_and_asked_once
     student, teacher = Recorder(), Recorder()
     objective = Objective(method="pd", student_steps=2, guidance_range=(0, 3), teacher_told=True, teacher_rule="ddim")
     condition = torch.ones(8, 1, dtype=torch.int64)
-    consistency_loss(student, teacher, objective, SCHEDULE, pictures(), condition, iteration=0, generator=generator())
+    mixed_loss(student, teacher, (objective,), SCHEDULE, pictures(), condition, iteration=0, generator=generator())
     (_, _, told), _ = teacher.calls
     assert torch.equal(told, student.calls[0][2]) and told.shape == (8, 2)
 

@@ -13,7 +13,7 @@ from diffusion.schedule import CosineSchedule
 from tests.kernels import paper_equations as paper
 from training.distance import distance
 from training.draws import stratified_uniform
-from training.loss import consistency_loss, diffusion_loss, loss_at, mixed_loss, mixed_times
+from training.loss import diffusion_loss, loss_at, mixed_loss, mixed_times
 from training.objective import Objective, teacher_steps
 from training.target import consistency_target
 from training.times import Times, sample_times
@@ -115,7 +115,7 @@ def test_training_with_as_many_segments_as_teacher_steps_is_the_diffusion_loss()
         method="ct", student_steps=32, teacher_steps_start=32, teacher_steps_end=32, distance="v_mean_squared"
     )
     network, x = Recorder(lambda z, logsnr, condition: torch.tanh(z)), pictures()
-    losses = consistency_loss(network, None, objective, SCHEDULE, x, EMPTY, iteration=0, generator=generator())
+    losses = mixed_loss(network, None, (objective,), SCHEDULE, x, EMPTY, iteration=0, generator=generator())
     z, logsnr, _ = network.calls[-1]
     alpha, sigma = alpha_sigma(logsnr)
     eps = (z.double() - alpha * x) / sigma
@@ -144,8 +144,8 @@ def test_with_one_segment_the_target_is_the_students_own_x_at_s_as_in_a_consiste
 
 def loss_of(objective: Objective, *, teacher: Recorder | None = None, seed: int = 0) -> Tensor:
     teacher = teacher or Recorder(lambda z, logsnr, condition: 0.5 * z)
-    return consistency_loss(
-        Recorder(), teacher, objective, SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator(seed)
+    return mixed_loss(
+        Recorder(), teacher, (objective,), SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator(seed)
     )
 
 
@@ -158,7 +158,7 @@ def test_addim_with_eta_zero_is_ddim():
 def test_the_student_is_asked_at_s_then_at_t_and_the_teacher_once_at_t():
     network, teacher = Recorder(), Recorder()
     objective = Objective(student_steps=4, teacher_steps_start=16, teacher_steps_end=16)
-    consistency_loss(network, teacher, objective, SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator())
+    mixed_loss(network, teacher, (objective,), SCHEDULE, pictures(), EMPTY, iteration=0, generator=generator())
     (_, logsnr_s, _), (z_t, logsnr_t, _) = network.calls
     assert (
         len(teacher.calls) == 1 and torch.equal(teacher.calls[0][0], z_t) and torch.equal(teacher.calls[0][1], logsnr_t)
@@ -176,7 +176,7 @@ def test_z_s_is_one_addim_step_of_the_guided_teacher_whose_variance_is_the_ungui
     x, student, w = pictures(), Recorder(), 1.5
     objective = Objective(student_steps=2, teacher_steps_start=8, teacher_steps_end=8, guidance=w, eta=0.6)
     teacher = Recorder(fake)
-    consistency_loss(student, teacher, objective, SCHEDULE, x, condition, iteration=0, generator=generator())
+    mixed_loss(student, teacher, (objective,), SCHEDULE, x, condition, iteration=0, generator=generator())
     (z_s, logsnr_s, _), (z_t, logsnr_t, _) = student.calls
     assert [list(call[2][:, 0]) for call in teacher.calls] == [[*range(1, 9), *[0] * 8]]
     for row in range(8):
@@ -210,8 +210,8 @@ def test_only_the_prediction_at_t_has_a_gradient():
         calls.append(torch.is_grad_enabled())
         return scale * z
 
-    consistency_loss(
-        network, Recorder(), objective, SCHEDULE, x, EMPTY, iteration=0, generator=generator()
+    mixed_loss(
+        network, Recorder(), (objective,), SCHEDULE, x, EMPTY, iteration=0, generator=generator()
     ).mean().backward()
     assert calls == [False, True] and scale.grad.abs() > 0
 
@@ -317,7 +317,7 @@ def test_every_distance_is_its_formula(name: str, epsilon: float, seed: int):
 def test_the_squared_v_loss_is_the_squared_x_loss_times_snr_plus_one():
     network, x = Recorder(), pictures()
     objective = Objective(method="ct", student_steps=4, distance="v_mean_squared")
-    loss = consistency_loss(network, None, objective, SCHEDULE, x, EMPTY, iteration=0, generator=generator())
+    loss = mixed_loss(network, None, (objective,), SCHEDULE, x, EMPTY, iteration=0, generator=generator())
     (z_s, logsnr_s, _), (z_t, logsnr_t, _) = network.calls
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
     t, s = SCHEDULE.time(logsnr_t.double()), SCHEDULE.time(logsnr_s.double())
@@ -351,9 +351,7 @@ def test_the_student_drops_the_same_units_at_s_and_at_t_and_others_in_the_next_s
     probe, draw = Probe().train(), generator()
     torch.manual_seed(0)
     for iteration in range(2):
-        consistency_loss(
-            probe, Recorder(), Objective(), SCHEDULE, pictures(), EMPTY, iteration=iteration, generator=draw
-        )
+        mixed_loss(probe, Recorder(), (Objective(),), SCHEDULE, pictures(), EMPTY, iteration=iteration, generator=draw)
     first, second = probe.masks[:2], probe.masks[2:]
     assert torch.equal(*first) and torch.equal(*second) and not torch.equal(first[0], second[0])
     assert 0.4 < (first[0] == 0).float().mean() < 0.6
@@ -365,10 +363,10 @@ def test_the_student_drops_the_same_units_at_s_and_at_t_and_others_in_the_next_s
 def test_the_student_drops_the_same_units_at_s_and_at_t_on_a_gpu():
     probe, draw = Probe().train(), torch.Generator("cuda").manual_seed(0)
     for iteration in range(2):
-        consistency_loss(
+        mixed_loss(
             probe,
             Recorder(),
-            Objective(),
+            (Objective(),),
             SCHEDULE,
             pictures().cuda(),
             EMPTY.cuda(),
@@ -391,7 +389,7 @@ def test_losses_stay_finite_at_1280_teacher_steps_and_with_a_half_precision_netw
         return (0.3 * z).bfloat16()
 
     for seed in range(5):
-        losses = consistency_loss(
-            network, network, objective, SCHEDULE, pictures(64), EMPTY[:1].expand(64, 0), iteration=0, generator=generator(seed)
+        losses = mixed_loss(
+            network, network, (objective,), SCHEDULE, pictures(64), EMPTY[:1].expand(64, 0), iteration=0, generator=generator(seed)
         )  # fmt: skip
         assert losses.dtype == torch.float32 and losses.isfinite().all()

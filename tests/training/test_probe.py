@@ -197,7 +197,7 @@ def test_a_student_in_latents_that_is_taught_by_a_student_is_probed_by_the_comma
 def test_a_teachers_probe_finds_less_loss_after_some_training(
     digits_family: Family, digit_set: FiniteSet, tmp_path: Path
 ):
-    settings = TeacherSettings(preset="tiny8", iterations=4, batch=8, precision="fp32")
+    settings = TeacherSettings(preset="debug", iterations=4, batch=8, precision="fp32")
     probe = teacher_probe(settings, digit_set, CPU)
     new = new_teacher_run(settings, digit_set, tmp_path, CPU).network.eval()
     before, after = (probe(network, 0)["teacher"] for network in (new, digits_family.network("teacher")))
@@ -249,15 +249,17 @@ def test_a_tracker_that_is_not_installed_is_refused_or_left_out(
 
 
 def test_the_commands_train_with_a_probe_and_draw_how_it_went(
-    digits_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
+    monkeypatch.setattr("training.student_probe.FINE", 4)
+
     def call(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["stepdial", *map(str, arguments)])
         return stepdial.main()
 
     runs = ["--runs", tmp_path / "runs", "--device", "cpu", "--batch", 8, "--warmup", 1]
     assert not call(
-        "train", "--data", "digits", "--preset", "tiny8", "--iterations", 10, "--probes", 1, *runs,
+        "train", "--data", "digits", "--preset", "debug", "--iterations", 10, "--probes", 1, *runs,
         "--family", tmp_path / "digits",
     )  # fmt: skip
     assert not call("distill", "--family", tmp_path / "digits", "--steps", "1,2", "--iterations", 10, *runs)

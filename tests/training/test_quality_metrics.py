@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 import stepdial
 from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
-from training.datasets import FiniteSet
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
 from training.metrics import read_metrics
 from training.result_tables import metrics_table
 
@@ -20,7 +19,7 @@ EVALUATE = ["--samples", 90, "--seeds", 2, "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
-def judged(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def judged(digits_family: Family, digits_judge, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the digits family with students of 1 and 2 steps and a judge.  Not to be changed."""
     folder = tmp_path_factory.mktemp("judged")
     shutil.copytree(digits_family.folder, folder / "digits")
@@ -52,7 +51,7 @@ def judged(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: pytest
         ]
         patch.setattr(sys, "argv", list(map(str, command)))
         assert stepdial.main() == 0
-    write_tensors(folder / "digits", JUDGE, dict(train_judge(digit_set, iterations=40).state_dict()))
+    write_tensors(folder / "digits", JUDGE, digits_judge)
     return folder / "digits"
 
 

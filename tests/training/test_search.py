@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import stepdial
 from diffusion.family import Family, FamilyError, open_family
@@ -32,7 +33,7 @@ from training.composition import (
 from training.confirmation import SearchRecord
 from training.curve import frontier_curves, sampler_curves
 from training.datasets import DataError, FiniteSet
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
 from training.frontier_tables import rescues_table, searched_table
 from training.rescues import endings, useful
 from training.result_tables import samplers_table
@@ -45,7 +46,9 @@ FIVE = tuple(Student(count, False, f"student-{count}") for count in (1, 2, 4, 8,
 
 
 @pytest.fixture(scope="session")
-def searchable(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: pytest.TempPathFactory) -> Family:
+def searchable(
+    digits_family: Family, digits_judge: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Family:
     """The digits family with students of 1, 2 and 4 steps, one network for 1 and 2, and a judge.  Not to be changed."""
     folder = tmp_path_factory.mktemp("searchable")
     shutil.copytree(digits_family.folder, folder / "digits")
@@ -55,7 +58,7 @@ def searchable(digits_family: Family, digit_set: FiniteSet, tmp_path_factory: py
             command = ["stepdial", "distill", *settings, "--iterations", 3, "--warmup", 1, "--device", "cpu", *asked]
             patch.setattr(sys, "argv", list(map(str, command)))
             assert stepdial.main() == 0
-    write_tensors(folder / "digits", JUDGE, dict(train_judge(digit_set, iterations=40).state_dict()))
+    write_tensors(folder / "digits", JUDGE, digits_judge)
     return open_family(folder / "digits")
 
 

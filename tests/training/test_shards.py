@@ -155,6 +155,12 @@ def test_a_shard_that_is_none_is_named_and_the_others_go_on(damage: bytes, tmp_p
     assert ("skipped b.tar" in capsys.readouterr().err) == (damage != bytes(5000))  # zeros are an archive of nothing
 
 
+def test_what_is_no_archive_at_all_is_refused_with_its_name(tmp_path: Path):
+    (tmp_path / "fake.tar").write_bytes(b"not a tar at all" * 100)
+    with pytest.raises(DataError, match=r"fake: no image .* in 1 shard\(s\); fake.tar is no .tar file"):
+        opened(tmp_path / "fake.tar")
+
+
 def test_damage_in_the_middle_of_a_shard_does_not_end_it_silently(tmp_path: Path, capsys):
     shard = write(tmp_path / "a.tar", *numbered(0, 12))
     with tarfile.open(shard) as archive:
@@ -204,7 +210,7 @@ def test_where_the_cache_cannot_be_written_shards_are_indexed_each_time(tmp_path
 
 def test_shards_without_an_image_are_refused(tmp_path: Path):
     write(tmp_path / "a.tar", {"__key__": "1", "txt": "words"})
-    with pytest.raises(DataError, match="no image .* in 1 shards"):
+    with pytest.raises(DataError, match="no image .* in 1 shard"):
         opened(tmp_path)
 
 

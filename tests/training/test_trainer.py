@@ -26,8 +26,8 @@ from training.student_settings import MANY, StudentSettings
 from training.teacher import TeacherSettings, hide, teacher_loss
 from training.trainer import fit
 
-DROPPING = PRESETS["tiny8"].model_copy(
-    update={"slots": (10,), "mid": Level(kind="transformer", channels=128, blocks=2, dropout=0.3)}
+DROPPING = PRESETS["debug"].model_copy(
+    update={"slots": (10,), "mid": Level(kind="transformer", channels=64, blocks=1, dropout=0.3)}
 )
 
 
@@ -69,7 +69,7 @@ def killed_after(iterations: int, loss: Callable) -> Callable:
 
 
 def teacher_run(folder: Path, data: FiniteSet, **changes: object) -> tuple[Run, Callable]:
-    given_settings = {"preset": "tiny8", "iterations": 20, "batch": 8, "warmup": 3, "precision": "bf16"}
+    given_settings = {"preset": "debug", "iterations": 20, "batch": 8, "warmup": 3, "precision": "bf16"}
     settings = TeacherSettings.model_validate(given_settings | {"drop_slot": 0.2} | changes)
     torch.manual_seed(settings.seed)
     run = Run(UViT(DROPPING), settings, folder, settings=settings.model_dump(mode="json"))
@@ -342,6 +342,11 @@ def test_the_log_tells_progress_in_images(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["images"]) for line in lines] == [(50, 200), (100, 400)]
     assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    fit(simple(tmp_path, iterations=2, warmup=3), Points(), square_loss)
+    assert "--warmup 3 is longer than the 2 iterations" in capsys.readouterr().out
 
 
 def test_hiding_takes_whole_conditions_and_single_slots_at_their_rates():

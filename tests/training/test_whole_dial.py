@@ -11,7 +11,7 @@ import stepdial
 from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.evaluate import evaluate
-from training.features import JUDGE, train_judge
+from training.features import JUDGE
 from training.frontier_tables import dial_table
 from training.yardstick import Evaluation
 
@@ -33,7 +33,12 @@ def folder(digits_family: Family, tmp_path: Path) -> Path:
 
 
 def test_one_network_is_distilled_for_several_counts_measured_beside_a_separate_student_and_reported(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_set, capsys: pytest.CaptureFixture
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digit_set,
+    digits_judge,
+    capsys: pytest.CaptureFixture,
 ):
     assert not distil(monkeypatch, folder, "--steps", "2")
     assert not distil(monkeypatch, folder, "--steps", "1,2,4", "--whole")
@@ -47,7 +52,7 @@ def test_one_network_is_distilled_for_several_counts_measured_beside_a_separate_
     assert list(made.positions)[:4] == [1, 2, 4, 32]
     assert [made.positions[steps].members for steps in (1, 2, 4)] == [("whole",), ("student-2",), ("whole",)]
 
-    write_tensors(folder, JUDGE, dict(train_judge(digit_set, iterations=60).state_dict()))
+    write_tensors(folder, JUDGE, digits_judge)
     how = Evaluation(
         samples=80,
         seeds=(1,),

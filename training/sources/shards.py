@@ -35,7 +35,8 @@ class Shards:
         indices = [self._index(file) for file in tqdm(files, desc="indexing shards", unit="shard", delay=1)]
         self.shards: tuple[int, ...] = tuple(len(index) for index in indices)
         if not sum(self.shards):
-            raise DataError(f"{name}: no image ({', '.join(SUFFIXES)}) in {len(files)} shards")
+            broken = "".join(f"; {shard} {why}" for shard, why in self.unusable[:1])
+            raise DataError(f"{name}: no image ({', '.join(SUFFIXES)}) in {len(files)} shard(s){broken}")
         self._ends = np.cumsum(self.shards)
         self._samples = np.concatenate(indices)
         captions = not prompts and bool((self._samples["txt_size"] > 0).any())
@@ -101,7 +102,8 @@ class Shards:
         if whole:
             _keep(index, kept)
         else:
-            self.unusable.append((file.name, f"cannot be read beyond its first {len(index)} images"))
+            after = f"cannot be read beyond its first {len(index)} images"
+            self.unusable.append((file.name, after if len(index) else "is no .tar file, or broken from the beginning"))
         return index
 
 
