@@ -1,0 +1,59 @@
+"""How much is measured: the points of every curve, and how long and how often each is."""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.load.loops import Extent
+
+WARMUP_SHARE = 0.25
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Points of the curves, and the time they get."""
+
+    rounds: int = 3
+    """How often every point has its turn."""
+    seconds: float = 2.0
+    """How long each load is measured; it goes on for a quarter of that before."""
+    requests: int | None = None
+    """How many requests each load measures, instead of the seconds."""
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Dial positions."""
+    sides: tuple[int, ...] = (16, 32, 64, 128)
+    """Height and width of images, in pixels."""
+    clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Closed-loop clients."""
+    families: tuple[int, ...] = (1, 2, 4, 8)
+    """Families of one server."""
+    waiting: tuple[int, ...] = (0, 100, 1000, 10000)
+    """Jobs that wait, rising."""
+    probes: int = 40
+    """Jobs ordered and taken back beside those that wait, in each round."""
+    evaluations: int = 5
+    """Evaluations of a network of each size, in each round."""
+
+    @property
+    def extent(self) -> Extent:
+        """How long one load lasts."""
+        if self.requests is not None:
+            return Extent(warmup_seconds=0.0, requests=self.requests)
+        return Extent(warmup_seconds=WARMUP_SHARE * self.seconds, seconds=self.seconds)
+
+
+SMALL = Budget(
+    rounds=2,
+    requests=3,
+    steps=(1, 2, 4),
+    sides=(8, 16, 32),
+    clients=(1, 2, 4),
+    families=(1, 2, 3),
+    waiting=(0, 5, 10, 20),
+    probes=3,
+    evaluations=1,
+)
+"""Every curve with so few and small points that nothing is learnt but that it works."""
+
+
+def budget(*, rounds: int | None, seconds: float | None, small: bool) -> Budget:
+    """Return the full or the small budget, with these rounds and seconds where they are given."""
+    asked = {"rounds": rounds, "seconds": seconds}
+    return replace(SMALL if small else Budget(), **{name: value for name, value in asked.items() if value is not None})
