@@ -6,6 +6,7 @@ from benchmarks.load.loops import Extent
 
 WARMUP_SHARE = 0.25
 
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Points of the curves, and the time they get."""

@@ -58,9 +58,7 @@ def _clients(values: Values) -> str:
     enough = min(x for x, rate in rates.items() if rate >= 0.9 * most)
     waits = line({x: spread for x, spread in values["p50, ms"].items() if x >= enough}) if enough < max(rates) else None
     later = f": each one more makes all others wait {waits.each:.0f} ms longer" if waits else ""
-    return (
-        f"From {enough:g} clients on the device is busy, with {most:.0f} images/s at most, and further clients only queue{later}."
-    )
+    return f"From {enough:g} clients on the device is busy, {most:.0f} images/s at most; further clients only queue{later}."
 
 
 def _exact(values: Values) -> str:

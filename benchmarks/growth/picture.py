@@ -14,7 +14,12 @@ PANELS = (
     ("clients", "clients", "requests of 4 steps", ("p50, ms", "p95, ms", "images/s")),
     ("exact", "clients", "exact mode: 1 is free", ("p50, exact ÷ fast", "images/s, exact ÷ fast")),
     ("families", "families", "one server, relative to one family", ()),
-    ("waiting", "jobs waiting (leftmost: none)", "one more order, milliseconds", ("order: event loop, ms", "order: Redis, ms")),
+    (
+        "waiting",
+        "jobs waiting (leftmost: none)",
+        "one more order, milliseconds",
+        ("order: event loop, ms", "order: Redis, ms"),
+    ),
 )
 """Curve, what is on the horizontal axis, title, and the quantities; none are all of them, relative to the first point."""
 

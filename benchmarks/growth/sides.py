@@ -21,7 +21,9 @@ def sides(folder: Path, budget: Budget, device: torch.device) -> list[Point]:
     if teacher is None or not isinstance(teacher.network, UViTConfig):
         raise ValueError(f"family {folder.name}: its image size cannot be changed, it has no UViT for a teacher")
     configs = {side: teacher.network.model_copy(update={"resolution": side}) for side in budget.sides}
-    runs = [evaluation(WAYS["fp32"], _network(config, device), inputs(config, 1, device)) for config in configs.values()]
+    runs = [
+        evaluation(WAYS["fp32"], _network(config, device), inputs(config, 1, device)) for config in configs.values()
+    ]
     taken = alternate(runs, device, rounds=budget.rounds * budget.evaluations)
     points = []
     for (side, config), (wall, _) in zip(configs.items(), taken, strict=True):

@@ -110,7 +110,9 @@ class Orders:
         for _ in range(times):
             job = await timed("order", self._order)
             if job["position"] != self._waiting:
-                raise NotServed(f"{job['position']} jobs wait instead of {self._waiting}: those before were drawn too fast")
+                raise NotServed(
+                    f"{job['position']} jobs wait instead of {self._waiting}: those before were drawn too fast"
+                )
             path = f"/jobs/{job['id']}"
             await timed("look", lambda path=path: self._ask("GET", path, 200))  # type: ignore[misc]
             await timed("take back", lambda path=path: self._ask("DELETE", path, 200))  # type: ignore[misc]

@@ -131,7 +131,9 @@ def test_every_curve_is_measured_and_reported(family_folder: Path, tmp_path: Pat
     record, measured = read(out)
     wanted = {curve.name for curve in CURVES}
     if not redis_is_there():
-        assert os.environ.get("CI") != "true", "no Redis: jobs that wait in it cannot be measured, and in CI they must be"
+        assert os.environ.get("CI") != "true", (
+            "no Redis: jobs that wait in it cannot be measured, and in CI they must be"
+        )
         print("no Redis (Debian: apt-get install redis-server): jobs that wait in it were not measured")
         wanted.remove("waiting-redis")
     assert {name for name in (curve.name for curve in CURVES) if measured.curve(name)} == wanted
