@@ -12,7 +12,7 @@ class Budget:
     """Points of the curves, and the time they get."""
 
     rounds: int = 3
-    """How often every point has its turn."""
+    """How often every point has its turn; jobs that wait are measured once."""
     seconds: float = 2.0
     """How long each load is measured; it goes on for a quarter of that before."""
     requests: int | None = None
@@ -23,12 +23,14 @@ class Budget:
     """Height and width of images, in pixels."""
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     """Closed-loop clients."""
+    exact: tuple[int, ...] = (1, 4, 8, 32)
+    """Those of them that ask for fast mode, too."""
     families: tuple[int, ...] = (1, 2, 4, 8)
     """Families of one server."""
     waiting: tuple[int, ...] = (0, 100, 1000, 10000)
     """Jobs that wait, rising."""
     probes: int = 40
-    """Jobs ordered and taken back beside those that wait, in each round."""
+    """Jobs ordered and taken back beside those that wait."""
     evaluations: int = 5
     """Evaluations of a network of each size, in each round."""
 
@@ -46,6 +48,7 @@ SMALL = Budget(
     steps=(1, 2, 4),
     sides=(8, 16, 32),
     clients=(1, 2, 4),
+    exact=(1, 2, 4),
     families=(1, 2, 3),
     waiting=(0, 5, 10, 20),
     probes=3,
@@ -57,4 +60,7 @@ SMALL = Budget(
 def budget(*, rounds: int | None, seconds: float | None, small: bool) -> Budget:
     """Return the full or the small budget, with these rounds and seconds where they are given."""
     asked = {"rounds": rounds, "seconds": seconds}
-    return replace(SMALL if small else Budget(), **{name: value for name, value in asked.items() if value is not None})
+    chosen = SMALL if small else Budget()
+    if seconds is not None:
+        chosen = replace(chosen, requests=None)
+    return replace(chosen, **{name: value for name, value in asked.items() if value is not None})

@@ -27,12 +27,13 @@ def curve_table(curve: Curve, measured: Measured) -> str:
 def method(record: Record) -> str:
     """Return how the numbers came about."""
     settings = record.settings
-    rounds, seconds = settings["rounds"], settings["seconds"]
+    rounds, seconds, evaluations = settings["rounds"], settings["seconds"], settings["rounds"] * settings["evaluations"]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     command = record.command.partition(" --note")[0]
     note = f" {record.note}" if record.note else ""
     return (
-        f"Medians over {rounds} rounds (in brackets the quartiles), each load {seconds:g} s; family {settings['family']}, "
+        f"Medians over {rounds} rounds, in brackets the quartiles; each load {seconds:g} s. Image size: {evaluations} evaluations; jobs: "
+        f"one pass, {settings['probes']} probes at each point. Family {settings['family']}, "
         f"{record.device}, client included. `{command}`, {record.measured_at[:10]}, commit {record.commit}; {versions}.{note}\n"
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +20,7 @@ class Point(BaseModel):
     quantity: str
     """What was measured, and its unit."""
     value: Spread
-    """Over rounds."""
+    """Over its turns."""
 
 
 class Tally:
@@ -29,11 +30,12 @@ class Tally:
         self._curve = curve
         self._values: dict[tuple[str, float], list[float]] = {}
 
-    def add(self, x: float, values: Mapping[str, float]) -> None:
-        """Take in what one turn of a point brought, by quantity."""
-        for quantity, value in values.items():
-            self._values.setdefault((quantity, x), []).append(value)
-        numbers = ", ".join(f"{quantity} {value:.4g}" for quantity, value in values.items())
+    def add(self, x: float, *turns: Mapping[str, float]) -> None:
+        """Take in what turns of a point brought, by quantity."""
+        for turn in turns:
+            for quantity, value in turn.items():
+                self._values.setdefault((quantity, x), []).append(value)
+        numbers = ", ".join(f"{quantity} {median(turn[quantity] for turn in turns):.4g}" for quantity in turns[0])
         print(f"{self._curve} {x:g}: {numbers}", flush=True)
 
     def points(self) -> list[Point]:

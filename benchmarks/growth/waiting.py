@@ -3,11 +3,10 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +23,8 @@ LONG_EVALUATIONS = 4096
 """Network evaluations of the job that keeps the device busy, so that all others wait: as many as a server takes at once."""
 ROOM = 1000
 """How many more jobs than are to wait the server takes."""
+DRAWN_SHARE = 0.01
+"""The largest part of those that wait that may have been drawn meanwhile."""
 SETTLE_SECONDS = 0.003
 """How long after an answer the loop's time is read: by then it has logged and counted the request."""
 
@@ -31,17 +32,16 @@ SETTLE_SECONDS = 0.003
 async def waiting(folder: Path, budget: Budget, *, redis: bool) -> list[Point]:
     """Return what ordering, looking at and taking back one job takes by jobs that wait, in memory or in Redis.
 
-    Every round has a server of its own, whose queue grows from point to point; it draws one sample a wave, so that its
-    event loop has a core to itself where there are two. Raises NotServed.
+    One server's queue grows from point to point, and each point has its probes one after another. The server draws one
+    sample a wave, so that its event loop has a core to itself where there are two. Raises NotServed.
     """
     tally = Tally("waiting-redis" if redis else "waiting-memory")
-    for number in range(budget.rounds):
-        async with _queue(folder, max(budget.waiting), redis) as (served, redis_pid):
-            orders = Orders(served, number)
-            await orders.hold()
-            for count in budget.waiting:
-                await orders.fill(count)
-                tally.add(count, await orders.probe(budget.probes, redis_pid))
+    async with _queue(folder, max(budget.waiting), redis) as (served, redis_pid):
+        orders = Orders(served, redis_pid)
+        await orders.hold()
+        for count in budget.waiting:
+            await orders.fill(count)
+            tally.add(count, *[await orders.probe() for _ in range(budget.probes)])
     return tally.points()
 
 
@@ -70,10 +70,10 @@ async def _queue(folder: Path, most: int, redis: bool) -> AsyncIterator[tuple[Ho
 class Orders:
     """Jobs that wait in a server, and those that are ordered beside them."""
 
-    def __init__(self, served: Host, seed: int):
-        self._served = served
+    def __init__(self, served: Host, redis_pid: int | None):
+        self._served, self._redis_pid = served, redis_pid
         self._longest = served.positions[-1]
-        self._wishes = Wishes(served.served["data"][0], {self._longest: 1.0}, Random(seed))
+        self._wishes = Wishes(served.served["data"][0], {self._longest: 1.0}, Random(0))
         self._waiting = 0
 
     async def hold(self) -> None:
@@ -93,42 +93,41 @@ class Orders:
         await asyncio.gather(*(one() for _ in range(AT_ONCE)))
         self._waiting = count
 
-    async def probe(self, times: int, redis_pid: int | None) -> dict[str, float]:
-        """Return medians of ordering one more job, looking at it and taking it back: time to the answer, and of the event loop."""
-        found: dict[str, list[float]] = {}
+    async def probe(self) -> dict[str, float]:
+        """Order one more job, look at it and take it back; return the time to each answer, and what it took of the event loop."""
+        found: dict[str, float] = {}
+        job = await self._timed("order", found, "POST", "/jobs", 202, json=self._wishes.next()[1])
+        if abs(job["position"] - self._waiting) > DRAWN_SHARE * self._waiting:
+            raise NotServed(f"{job['position']} jobs wait instead of {self._waiting}: those before were drawn too fast")
+        path = f"/jobs/{job['id']}"
+        await self._timed("look", found, "GET", path, 200)
+        await self._timed("take back", found, "DELETE", path, 200)
+        return found
 
-        async def timed(name: str, act: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-            loop, redis, began = self._loop_seconds(), cpu_seconds(redis_pid) if redis_pid else 0.0, perf_counter()
-            answer = await act()
-            found.setdefault(f"{name}: answer, ms", []).append(1e3 * (perf_counter() - began))
-            await asyncio.sleep(SETTLE_SECONDS)
-            found.setdefault(f"{name}: event loop, ms", []).append(1e3 * (self._loop_seconds() - loop))
-            if redis_pid:
-                found.setdefault(f"{name}: Redis, ms", []).append(1e3 * (cpu_seconds(redis_pid) - redis))
-            return answer
+    async def _timed(
+        self, name: str, found: dict[str, float], method: str, path: str, expected: int, **content: Any
+    ) -> dict[str, Any]:
+        """What it is answered with; the milliseconds are put down as found."""
+        before, began = self._processor_seconds(), perf_counter()
+        answer = await self._ask(method, path, expected, **content)
+        found[f"{name}: answer, ms"] = 1e3 * (perf_counter() - began)
+        await asyncio.sleep(SETTLE_SECONDS)
+        for part, seconds in self._processor_seconds().items():
+            found[f"{name}: {part}, ms"] = 1e3 * (seconds - before[part])
+        return answer
 
-        for _ in range(times):
-            job = await timed("order", self._order)
-            if job["position"] != self._waiting:
-                raise NotServed(
-                    f"{job['position']} jobs wait instead of {self._waiting}: those before were drawn too fast"
-                )
-            path = f"/jobs/{job['id']}"
-            await timed("look", lambda path=path: self._ask("GET", path, 200))  # type: ignore[misc]
-            await timed("take back", lambda path=path: self._ask("DELETE", path, 200))  # type: ignore[misc]
-        return {name: median(values) for name, values in found.items()}
+    def _processor_seconds(self) -> dict[str, float]:
+        """Processor time so far of the server's main thread, which is its event loop, and of Redis; Linux only."""
+        pid, redis = self._served.pid, self._redis_pid
+        loop = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return {"event loop": loop} | ({"Redis": cpu_seconds(redis)} if redis else {})
 
     async def _order(self, **fields: Any) -> dict[str, Any]:
         return await self._ask("POST", "/jobs", 202, json=self._wishes.next()[1] | fields)
 
     async def _ask(self, method: str, path: str, expected: int, **content: Any) -> dict[str, Any]:
         status, _, body = await self._served.client.ask(method, path, **content)
-        answer: Mapping[str, Any] = json.loads(body)
+        answer: dict[str, Any] = json.loads(body)
         if status != expected:
             raise NotServed(f"{method} {path.partition('job_')[0]} was answered with {status}: {answer.get('detail')}")
-        return dict(answer)
-
-    def _loop_seconds(self) -> float:
-        """Processor time of the server's main thread, which is its event loop; Linux only."""
-        pid = self._served.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return answer
