@@ -13,7 +13,7 @@ class Budget:
 
     rounds: int = 3
     """How often every point has its turn; jobs that wait are measured once."""
-    seconds: float = 2.0
+    seconds: float = 1.5
     """How long each load is measured; it goes on for a quarter of that before."""
     requests: int | None = None
     """How many requests each load measures, instead of the seconds."""
@@ -59,8 +59,9 @@ SMALL = Budget(
 
 def budget(*, rounds: int | None, seconds: float | None, small: bool) -> Budget:
     """Return the full or the small budget, with these rounds and seconds where they are given."""
-    asked = {"rounds": rounds, "seconds": seconds}
     chosen = SMALL if small else Budget()
+    if rounds is not None:
+        chosen = replace(chosen, rounds=rounds)
     if seconds is not None:
-        chosen = replace(chosen, requests=None)
-    return replace(chosen, **{name: value for name, value in asked.items() if value is not None})
+        chosen = replace(chosen, seconds=seconds, requests=None)
+    return chosen

@@ -33,7 +33,7 @@ class Measure(BaseModel):
     rounds: int | None = Field(default=None, ge=1)
     """How often every point has its turn; by default 3."""
     seconds: float | None = Field(default=None, gt=0)
-    """How long each load is measured, in seconds; by default 2. It goes on for a quarter of that before."""
+    """How long each load is measured, in seconds; by default 1.5. It goes on for a quarter of that before."""
     small: bool = False
     """Few and small points: whether it works, in a minute."""
     out: Path = RESULT

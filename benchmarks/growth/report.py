@@ -32,8 +32,8 @@ def method(record: Record) -> str:
     command = record.command.partition(" --note")[0]
     note = f" {record.note}" if record.note else ""
     return (
-        f"Medians over {rounds} rounds, in brackets the quartiles; each load {seconds:g} s. Image size: {evaluations} evaluations; jobs: "
-        f"one pass, {settings['probes']} probes at each point. Family {settings['family']}, "
+        f"Medians over {rounds} rounds, in brackets the quartiles; each load {seconds:g} s. Image size: {evaluations} "
+        f"evaluations; jobs: one pass, {settings['probes']} probes at each point. Family {settings['family']}, "
         f"{record.device}, client included. `{command}`, {record.measured_at[:10]}, commit {record.commit}; {versions}.{note}\n"
     )
 
