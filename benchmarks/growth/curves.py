@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from benchmarks.growth.fit import Line, Power
 from benchmarks.record import Spread
 
+ACTS, PARTS = ("order", "look", "take back"), ("event loop", "Redis")
 Values = dict[str, dict[float, Spread]]
 """A curve's values by quantity and x."""
 
@@ -17,7 +18,6 @@ class Curve:
     name: str
     x: str
     """What the cost grows with, as the head of the table."""
-    title: str
     meaning: Callable[[Values], str]
     """One sentence, from the numbers."""
     lines: tuple[str, ...] = ()
@@ -47,8 +47,8 @@ def _steps(values: Values) -> str:
 def _sides(values: Values) -> str:
     seconds, work = (power(values[name]) for name in ("one evaluation, ms", "arithmetic, Gflop (counted)"))
     return (
-        f"Twice the height and width takes {2**seconds.exponent:.1f} times as long and is {2**work.exponent:.1f} times the "
-        "arithmetic; four times would be as many pixels, and what is more is attention."
+        f"Twice the height and width takes {2**seconds.exponent:.1f} times as long, for {2**work.exponent:.1f} times the "
+        "arithmetic: pixels are four times as many, the products of attention sixteen times."
     )
 
 
@@ -83,7 +83,7 @@ def _families(values: Values) -> str:
 def _waiting(values: Values) -> str:
     order = values["order: event loop, ms"]
     few, many = min(order), max(order)
-    added = order[many].median - order[few].median
+    added = max(order[many].median - order[few].median, 0.0)
     return (
         f"With {many:,g} jobs waiting an order takes {order[many].median:.2f} ms of the event loop instead of "
         f"{order[few].median:.2f}: {1e6 * added / (many - few):.0f} ns for each job that waits."
@@ -91,18 +91,12 @@ def _waiting(values: Values) -> str:
 
 
 CURVES = (
-    Curve("steps", "steps", "one image, one client, by steps", _steps, lines=("answer, ms", "device, ms")),
-    Curve("sides", "pixels a side", "one evaluation by image size", _sides),
-    Curve("clients", "clients", "requests of 4 steps by clients", _clients, lines=("p50, ms", "p95, ms")),
-    Curve("exact", "clients", "exact mode by clients", _exact, ratios=True),
-    Curve("families", "families", "one server by families", _families, lines=("start, s", "resident memory, MiB")),
-    Curve(
-        "waiting-memory", "jobs waiting", "one job more by jobs waiting, in memory", _waiting,
-        lines=("order: event loop, ms", "look: event loop, ms", "take back: event loop, ms"),
-    ),
-    Curve(
-        "waiting-redis", "jobs waiting", "one job more by jobs waiting, in Redis", _waiting,
-        lines=("order: event loop, ms", "order: Redis, ms", "look: Redis, ms", "take back: Redis, ms"),
-    ),
-)  # fmt: skip
+    Curve("steps", "steps", _steps, lines=("answer, ms", "device, ms")),
+    Curve("sides", "pixels a side", _sides),
+    Curve("clients", "clients", _clients, lines=("p50, ms", "p95, ms")),
+    Curve("exact", "clients", _exact, ratios=True),
+    Curve("families", "families", _families, lines=("start, s", "resident memory, MiB")),
+    Curve("waiting-memory", "jobs waiting", _waiting, lines=tuple(f"{act}: event loop, ms" for act in ACTS)),
+    Curve("waiting-redis", "jobs waiting", _waiting, lines=tuple(f"{act}: {part}, ms" for act in ACTS for part in PARTS)),
+)
 """In the order of the page."""
