@@ -97,6 +97,8 @@ CURVES = (
     Curve("exact", "clients", _exact, ratios=True),
     Curve("families", "families", _families, lines=("start, s", "resident memory, MiB")),
     Curve("waiting-memory", "jobs waiting", _waiting, lines=tuple(f"{act}: event loop, ms" for act in ACTS)),
-    Curve("waiting-redis", "jobs waiting", _waiting, lines=tuple(f"{act}: {part}, ms" for act in ACTS for part in PARTS)),
+    Curve(
+        "waiting-redis", "jobs waiting", _waiting, lines=tuple(f"{act}: {part}, ms" for act in ACTS for part in PARTS)
+    ),
 )
 """In the order of the page."""
