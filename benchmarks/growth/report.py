@@ -9,7 +9,6 @@ from benchmarks.growth.result import Measured
 from benchmarks.record import Record, Spread
 from benchmarks.tables import fill, table
 
-
 PICTURE = "growth.png"
 """Beside the page."""
 
@@ -31,13 +30,14 @@ def curve_table(curve: Curve, measured: Measured) -> str:
 def method(record: Record) -> str:
     """Return the picture, and how the numbers came about."""
     settings = record.settings
-    rounds, seconds, evaluations = settings["rounds"], settings["seconds"], settings["rounds"] * settings["evaluations"]
+    load = f"{settings['requests']} requests" if settings["requests"] else f"{settings['seconds']:g} s"
+    rounds, evaluations = settings["rounds"], settings["rounds"] * settings["evaluations"]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     command = record.command.partition(" --note")[0]
     note = f" {record.note}" if record.note else ""
     return (
         f"![points, quartiles and fitted power laws of each curve]({PICTURE})\n\n"
-        f"Medians over {rounds} rounds, in brackets the quartiles; each load {seconds:g} s. Image size: {evaluations} "
+        f"Medians over {rounds} rounds, in brackets the quartiles; each load {load}. Image size: {evaluations} "
         f"evaluations; jobs: one pass, {settings['probes']} probes at each point. Family {settings['family']}, "
         f"{record.device}, client included. `{command}`, {record.measured_at[:10]}, commit {record.commit}; {versions}.{note}\n"
     )

@@ -102,7 +102,9 @@ def test_the_page_has_what_the_result_file_says_and_writing_it_again_changes_not
         assert set(found.values()) == {""}, "nothing is measured yet, so the page says nothing"
         return
     record, measured = read(RESULT)
-    assert found == {name: made() for name, made in tables(record, measured).items()}, "python -m benchmarks.growth report"
+    assert found == {name: made() for name, made in tables(record, measured).items()}, (
+        "python -m benchmarks.growth report"
+    )
     copy = tmp_path / "page.md"
     copy.write_text(PAGE.read_text())
     write_tables(record, measured, copy)
