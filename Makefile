@@ -16,6 +16,7 @@
 # make gpu-queue-test  every piece of the queue for a GPU (benchmarks/gpu), in small on this machine (minutes)
 # make scale   simulate queueing in a fleet, and write the tables and pictures of docs/scale.md and docs/operations.md
 # make peers   measure other servers beside this one with the same students, 40 minutes on an idle machine (docs/performance.md); peers-test tries them
+# make growth  measure how cost grows with steps, image size, clients, families and waiting jobs, minutes on an idle machine; growth-test tries it in small
 # make drills  break every part of a stack on this machine under load, and write what came of it (docs/drills.md)
 # make fuzz    send a server CASES (2000) requests for each operation of docs/openapi.json; any fault or undocumented answer fails (minutes)
 # make clean   remove what the others made
@@ -272,6 +273,14 @@ lock: .venv/.test
 scale: .venv/.test
 	$(BIN)/stepdial scale simulate
 	$(BIN)/stepdial scale report
+
+.PHONY: growth growth-test
+growth: .venv/.test redis
+	$(BIN)/python -m benchmarks.growth measure
+	$(BIN)/python -m benchmarks.growth report
+
+growth-test: .venv/.test redis
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_growth.py
 
 # other servers, in an environment above the project's: PyTorch, NumPy and Pillow are the same for all
 PEERS := .venv/peers

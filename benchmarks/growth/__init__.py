@@ -1,0 +1,1 @@
+"""How cost grows with steps, image size, concurrency, families and waiting jobs: `python -m benchmarks.growth`."""
