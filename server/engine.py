@@ -158,11 +158,11 @@ class Engine:
         latents: list[Any] = [None] * len(samples)
         for number in range(samples[0].evaluations):
             turns = [Turn(sample, number, latent) for sample, latent in zip(samples, latents, strict=True)]
-            latents = self._draw_wave(turns)
+            latents = self.draw_wave(turns)
         return latents
 
-    def _draw_wave(self, turns: Sequence[Turn]) -> list[Any]:
-        """A wave from start to end."""
+    def draw_wave(self, turns: Sequence[Turn]) -> list[Any]:
+        """Take one evaluation of each turn as `wave` does, and return when it is done."""
         results = self.wave(turns)
         return list(results.wait()) if isinstance(results, Underway) else results
 
@@ -246,7 +246,7 @@ class Engine:
 
     def _time_wave(self, turns: Sequence[Turn]) -> float:
         """Seconds of a wave: the median of a few."""
-        return _median_seconds(lambda: self._draw_wave(turns))
+        return _median_seconds(lambda: self.draw_wave(turns))
 
     def _time_decoding(self) -> Iterator[Timing]:
         """Time the decoder on one image; several are decoded one after another."""

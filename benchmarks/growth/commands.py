@@ -6,18 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSettingsSource,
-    CliSubCommand,
-    SettingsConfigDict,
-    SettingsError,
-    get_subcommand,
-)
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
 
-from benchmarks.load.commands import NEEDED
+from benchmarks.command_line import NEEDED, given_command
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).parent / "cpu.json"
@@ -75,17 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns the exit status: 0, 1 when something cannot be read, started or measured, 2 for a wrong argument,
     130 after SIGINT or SIGTERM.
     """
-    source: CliSettingsSource = CliSettingsSource(Growth, cli_prog_name="python -m benchmarks.growth")
-    try:
-        command = get_subcommand(
-            CliApp.run(Growth, cli_args=list(arguments), cli_settings_source=source), cli_exit_on_error=False
-        )
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            print(f"benchmarks.growth: {'.'.join(map(str, wrong['loc'][1:]))}: {wrong['msg']}", file=sys.stderr)
-        return 2
-    except SettingsError:
-        print("benchmarks.growth: say what: measure or report; --help tells more", file=sys.stderr)
+    command = given_command(Growth, arguments, name="python -m benchmarks.growth")
+    if command is None:
         return 2
     try:
         return _run(command)

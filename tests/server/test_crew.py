@@ -116,7 +116,7 @@ def test_exact_samples_of_a_crew_have_the_same_bits_in_any_crowd(family: Family,
 
 def test_two_waves_at_once_give_what_each_gives_alone(family: Family, crewed: Engine) -> None:
     waves = [[Turn(sample, 0, None) for sample in some(family)[first:]] for first in (0, 1, 4, 7)]
-    alone = [crewed._draw_wave(wave) for wave in waves]
+    alone = [crewed.draw_wave(wave) for wave in waves]
     for _ in range(5):
         under_way: list[Any] = [crewed.wave(wave) for wave in waves]
         for wave, expected in zip(under_way, alone, strict=True):

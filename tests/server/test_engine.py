@@ -93,16 +93,16 @@ def test_heun_plans_share_waves_with_others_and_keep_their_bytes(engine: Engine)
 def test_a_preview_is_the_image_that_would_end_there_and_changes_nothing(family: Family, engine: Engine) -> None:
     asked, quiet = (Sample(family.positions[4], (1, 1, 1), seed=seed) for seed in (1, 2))
     turns = [Turn(asked, 0, None, preview=True), Turn(quiet, 0, None)]
-    first, second = engine.wave(turns)  # type: ignore[misc]
+    first, second = engine.draw_wave(turns)
     assert isinstance(first, Previewed) and isinstance(second, torch.Tensor)
-    assert torch.equal(first.latent, engine.wave([replace(turn, preview=False) for turn in turns])[0])  # type: ignore[index]
+    assert torch.equal(first.latent, engine.draw_wave([replace(turn, preview=False) for turn in turns])[0])
     short = Sample(through(("student-4", 0.0, "ddim")), (1, 1, 1), seed=1)
     assert np.array_equal(first.pixels, engine.draw([short])[0])
 
 
 def test_a_preview_of_a_guided_teacher_is_guided(family: Family, engine: Engine) -> None:
     sample = Sample(teacher_plan("teacher", 4), (1, 1, 1), seed=1, guidance=3.0)
-    (preview,) = engine.wave([Turn(sample, 0, None, preview=True)])  # type: ignore[misc]
+    (preview,) = engine.draw_wave([Turn(sample, 0, None, preview=True)])
     short = Sample(through(("teacher", 0.0, "ddim")), (1, 1, 1), seed=1, guidance=3.0)
     assert np.array_equal(preview.pixels, engine.draw([short])[0])
 
@@ -123,7 +123,7 @@ def test_a_wave_for_which_there_is_no_memory_says_so(family: Family, engine: Eng
     monkeypatch.setattr("server.replay.last_hop", greedy)
     turn = Turn(Sample(family.positions[1], (1, 1, 1), seed=1), 0, None)
     with pytest.raises(OutOfMemory) as refusal:
-        engine.wave([turn])
+        engine.draw_wave([turn])
     assert refusal.value.__cause__ is None and refusal.value.__context__ is None  # the failed wave's tensors are free
     monkeypatch.setattr("server.replay.last_hop", last_hop)
     assert engine.draw([turn.sample])[0].shape == (8, 8, 3)

@@ -80,9 +80,9 @@ def test_samples_of_every_guidance_and_count_share_a_wave_and_come_out_as_if_alo
     samples = [Sample(whole.plan(k), (1, 2, 1, *family.told("whole", w)), seed=5) for k, w in asked]
     turns = [Turn(sample, 0, None) for sample in samples]
     assert [turn.condition[-2:] for turn in turns] == [(0, 1), (0, 4), (2000, 4), (3000, 4)]
-    together = [np.asarray(found) for found in engine.wave(turns)]
+    together = [np.asarray(found) for found in engine.draw_wave(turns)]
     for turn, found in zip(turns, together, strict=True):
-        assert np.array_equal(np.asarray(engine.wave([turn])[0]), found)
+        assert np.array_equal(np.asarray(engine.draw_wave([turn])[0]), found)
     assert len({found.tobytes() for found in together}) == 4
 
 

@@ -66,10 +66,10 @@ def test_an_image_has_the_same_bits_in_a_crowd_as_alone(served: tuple[Family, En
     asked = family.manifest.conditioning.encode(**wish)
     guidance = family.guidance(plan)
     last = plan.steps - 1
-    latent = engine.wave([Turn(Sample(plan, asked, seed=1, guidance=guidance), 0, None)])[0]
-    alone = engine.wave([Turn(Sample(plan, asked, seed=1, guidance=guidance), last, latent)])[0]
+    latent = engine.draw_wave([Turn(Sample(plan, asked, seed=1, guidance=guidance), 0, None)])[0]
+    alone = engine.draw_wave([Turn(Sample(plan, asked, seed=1, guidance=guidance), last, latent)])[0]
     crowd = [Turn(Sample(plan, other, seed=9, guidance=guidance), last, latent) for other in others]
-    together = engine.wave([*crowd, Turn(Sample(plan, asked, seed=1, guidance=guidance), last, latent)])[-1]
+    together = engine.draw_wave([*crowd, Turn(Sample(plan, asked, seed=1, guidance=guidance), last, latent)])[-1]
     assert alone.shape == (8, 8, 3) and alone.dtype == np.uint8 and np.array_equal(alone, together)
 
 
@@ -77,7 +77,7 @@ def test_a_preview_of_a_latent_is_an_image(served: tuple[Family, Engine, dict]) 
     family, engine, wish = served
     plan, asked = family.positions[32], family.manifest.conditioning.encode(**wish)
     turn = Turn(Sample(plan, asked, seed=1, guidance=family.guidance(plan)), 0, None, preview=True)
-    shown = engine.wave([turn])[0]
+    shown = engine.draw_wave([turn])[0]
     assert shown.pixels.shape == (8, 8, 3) and shown.latent.shape == family.manifest.shape
 
 

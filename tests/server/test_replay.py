@@ -67,9 +67,9 @@ def test_what_a_wave_returned_is_not_overwritten_by_the_next(repeating: Engine, 
         [Turn(Sample(family.positions[steps], (1, 1, 1), seed=seed), 0, None, preview=True) for seed in seeds]
         for steps, seeds in ((4, (1, 2)), (4, (3, 4)))
     )
-    results: Any = repeating.wave(first)
+    results: Any = repeating.draw_wave(first)
     before = [(result.latent.clone(), result.pixels.copy()) for result in results]
-    assert all(isinstance(result, Previewed) for result in repeating.wave(second))
+    assert all(isinstance(result, Previewed) for result in repeating.draw_wave(second))
     for result, (latent, pixels) in zip(results, before, strict=True):
         assert torch.equal(result.latent, latent) and np.array_equal(result.pixels, pixels)
 
@@ -117,4 +117,4 @@ def test_on_a_gpu_waves_are_cuda_graphs_with_the_bits_of_evaluated_ones(family: 
     for sample in lot(family):
         assert np.array_equal(graphs.draw([sample])[0], eager.draw([sample])[0])
     together = [turn for turn in (Turn(sample, 0, None) for sample in lot(family)[:2])]
-    assert len(graphs._draw_wave(together)) == 2
+    assert len(graphs.draw_wave(together)) == 2

@@ -66,11 +66,11 @@ def test_samples_of_every_count_share_a_wave_and_come_out_as_if_alone(family: Fa
     samples = [Sample(whole.plan(steps), (1, 2, 1), seed=steps) for steps in (1, 2, 4, 4)]
     turns = [Turn(sample, 0, None) for sample in samples]
     assert [turn.condition for turn in turns] == [(1, 2, 1, count) for count in (1, 2, 4, 4)]
-    together = engine.wave(turns)
+    together = engine.draw_wave(turns)
     for turn, found in zip(turns, together, strict=True):
-        assert np.array_equal(np.asarray(engine.wave([turn])[0]), np.asarray(found))
+        assert np.array_equal(np.asarray(engine.draw_wave([turn])[0]), np.asarray(found))
     told_otherwise = Turn(Sample(whole.plan(2), (1, 2, 1), seed=1), 0, None)
-    assert not np.array_equal(np.asarray(engine.wave([told_otherwise])[0]), np.asarray(together[0]))
+    assert not np.array_equal(np.asarray(engine.draw_wave([told_otherwise])[0]), np.asarray(together[0]))
 
 
 def test_what_is_measured_decides_who_serves_a_position(family: Family, tmp_path: Path) -> None:
