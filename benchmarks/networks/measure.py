@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.clock import alternate, matrix_peak
 from benchmarks.networks.ways import WAYS, Inputs, Way, evaluation, inputs, network_in, operations
 from diffusion.uvit import UViT
 
+FAULT_RUNS = 5
 SIZES = {"cpu": 1024, "cuda": 8192}
 """Height and width of the matrices whose product is a device's peak."""
 
@@ -42,7 +44,7 @@ def evaluations(
     """Time evaluations of a network in several ways, at each of some batch sizes; yields a result of each.
 
     A way that cannot be on this device yields why.  Utilisation is of the matrix peak; equal_bits tells whether rows have the
-    bits that they have in the largest batch.
+    bits that they have in the largest batch, page_faults is how many an evaluation takes.
     """
     made = {name: network_in(WAYS[name], network) for name in ways}
     given, whole = inputs(network.config, max(rows), device), {}
@@ -56,7 +58,7 @@ def evaluations(
         part = tuple(value[:count] for value in given)
         runs = {name: _begun(WAYS[name], made[name], part, device) for name in whole}
         taken = alternate([run for run, _, _ in runs.values()], device, rounds=rounds)
-        for (name, (_, v, first)), (wall, processor) in zip(runs.items(), taken, strict=True):
+        for (name, (run, v, first)), (wall, processor) in zip(runs.items(), taken, strict=True):
             ceiling = peak["bf16" if WAYS[name].kind == torch.bfloat16 else "fp32"]
             yield {
                 "way": name,
@@ -68,6 +70,7 @@ def evaluations(
                 "first_seconds": first,
                 "relative_error": ((v.float() - expected[:count]).norm() / expected[:count].norm()).item(),
                 "equal_bits": torch.equal(v, whole[name][:count]),
+                "page_faults": _page_faults(run),
             }
 
 
@@ -76,6 +79,14 @@ def _begun(way: Way, network: UViT, given: Inputs, device: torch.device) -> tupl
     began = perf_counter()
     run = evaluation(way, network, given)
     return run, _run(run, device), perf_counter() - began
+
+
+def _page_faults(run: Callable[[], Tensor]) -> float:
+    """Pages that the system hands out, cleared, to an evaluation: what is freed and asked for again costs them."""
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(FAULT_RUNS):
+        run()
+    return (getrusage(RUSAGE_SELF).ru_minflt - before) / FAULT_RUNS
 
 
 def training(
