@@ -17,7 +17,15 @@ def keep_freed_memory() -> bool:
 
     Memory stays at what the largest evaluation took. Only glibc can be told; elsewhere nothing changes.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    return all(libc.mallopt(what, KEPT_BYTES) for what in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+    libc = _glibc()
+    return libc is not None and all(libc.mallopt(what, KEPT_BYTES) for what in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+
+
+def give_back_freed_memory() -> None:
+    """Give what is free now back to the system once, where the C library is glibc."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.allocator import give_back_freed_memory
 from diffusion.capture import Capture, cuda_graphs
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import MemberNetwork, NetworkConfig
@@ -95,6 +96,7 @@ class Engine:
         timings = [*self._time_waves(), *self._time_decoding()]
         self._check_golden()
         self._is_warm = True
+        give_back_freed_memory()  # what loading took is not what drawing takes
         log.info("family %s is ready on %s, its dial: %s", self.family.name, self.device, [*self.family.positions])
         return timings
 
@@ -226,8 +228,7 @@ class Engine:
         """Run waves of every size, and have them recorded where something records them and nothing is looked up on the host."""
         capture = self._capture if self.family.manifest.text is None else None
         for bucket in reversed(self._buckets):  # the largest one's memory has room for all others
-            for evaluator in self._evaluators:
-                evaluator.evaluate([Turn(sample, 0, None)] * bucket, bucket)
+            self._evaluators[0].evaluate([Turn(sample, 0, None)] * bucket, bucket)
             why = capture and self._evaluators[0].record(self._crowd(sample, bucket), bucket, capture)
             if why:
                 guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
