@@ -9,16 +9,20 @@ import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt(3)'s names for: how much free memory at the heap's end goes back, and from which size on a piece is the system's."""
-KEPT_BYTES = 2**30
+KEPT_BYTES = (2**30, 32 * 2**20)
+"""Pieces up to this size are kept; the second is the most that glibc before 2.35 takes."""
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep up to a GiB of freed memory for its next use, and return whether its C library can be told so.
+    """Have this process keep what it frees for its next use, and return whether its C library can be told so.
 
     Memory stays at what the largest evaluation took. Only glibc can be told; elsewhere nothing changes.
     """
     libc = _glibc()
-    return libc is not None and all(libc.mallopt(what, KEPT_BYTES) for what in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+    # the second alone would do harm: any setting ends glibc's own adaptation, with large pieces still the system's
+    return libc is not None and any(
+        libc.mallopt(M_MMAP_THRESHOLD, size) and libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES[0]) for size in KEPT_BYTES
+    )
 
 
 def give_back_freed_memory() -> None:

@@ -10,6 +10,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from threading import Lock
 
 import torch
@@ -31,11 +32,12 @@ class Recorder:
     """Makes recordings; networks of one architecture share them, each with its own weights."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[NetworkConfig, int], torch.jit.ScriptModule | None] = {}
+        self._known: dict[tuple[NetworkConfig, torch.dtype, int], torch.jit.ScriptModule | None] = {}
+        """(architecture, type of latents, batch size) -> a recording without weights, None where there can be none."""
 
     def record(self, network: UViT, z: Tensor, logsnr: Tensor, condition: Tensor) -> Evaluate:
         """Return what evaluates the network at this batch size: a recording, or where that has other bits the network itself."""
-        key = network.config, len(z)
+        key = network.config, z.dtype, len(z)
         with _RECORDING, torch.inference_mode(False), torch.no_grad():
             # a recording must not keep inference tensors
             z, logsnr, condition = z.clone(), logsnr.clone(), condition.clone()
@@ -45,12 +47,19 @@ class Recorder:
             return network if recording is None else _of(recording, network)
 
 
+@cache
+def recorder() -> Recorder:
+    """Return the process's recorder: PyTorch keeps recordings for good, so families that come and go share them."""
+    return Recorder()
+
+
 class RecordedNetwork:
-    """A network for evaluation on a CPU, recorded at each batch size when it first comes."""
+    """A network for evaluation on a CPU, recorded at each batch size at the latest when it first comes."""
 
     def __init__(self, network: UViT, recorder: Recorder):
         self._network, self._recorder = network, recorder
         self._ways: dict[int, Evaluate] = {}
+        self._recording = Lock()
 
     @property
     def config(self) -> NetworkConfig:
@@ -59,23 +68,37 @@ class RecordedNetwork:
 
     def __call__(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
         """Return v of latents z (B, C, H, W) at logsnr (B,) under conditions (B, columns): the network's bits."""
-        way = self._ways.get(len(z))
-        if way is None:
-            way = self._ways[len(z)] = self._recorder.record(self._network, z, logsnr, condition)
-        return way(z, logsnr, condition)
+        if len(z) not in self._ways:
+            self.record(z, logsnr, condition)
+        return self._ways[len(z)](z, logsnr, condition)
+
+    def record(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> None:
+        """Record this batch size, of whatever samples."""
+        with self._recording:
+            if len(z) not in self._ways:
+                self._ways[len(z)] = self._recorder.record(self._network, z, logsnr, condition)
 
 
 def _recording(network: UViT, z: Tensor, logsnr: Tensor, condition: Tensor) -> torch.jit.ScriptModule | None:
     """Record an evaluation, and keep that only where it gives the network's bits for other samples too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecation, and that a recording holds for one batch size
-        recording = torch.jit.trace(network, (z, logsnr, condition), check_trace=False)
-    other = (z.flip(-1) + 0.5, logsnr + 0.25, condition.roll(1, 0))
-    for _ in range(RUNS):
-        if not torch.equal(recording(*other), network(*other)):
-            log.warning("batches of %d are evaluated operation by operation: a recording has other bits", len(z))
-            return None
-    return recording
+    other = (z.flip(-1) + 0.5, logsnr + 0.25, torch.zeros_like(condition))
+    expected, why = (
+        network(*other),
+        "a recording has other bits",
+    )  # what is wrong with the network itself is raised here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecation, and that a recording holds for one batch size
+            recording = copy.deepcopy(torch.jit.trace(network, (z, logsnr, condition), check_trace=False))
+        for parameter in recording.parameters():  # of the copy: the network's own are those of what was copied
+            parameter.data = parameter.new_empty(0)
+        own = _of(recording, network)
+        if all(torch.equal(own(*other), expected) for _ in range(RUNS)):
+            return recording
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+    log.warning("batches of %d are evaluated operation by operation: %s", len(z), why)
+    return None
 
 
 def _of(recording: torch.jit.ScriptModule, network: UViT) -> torch.jit.ScriptModule:

@@ -8,7 +8,7 @@ keeps what a batch is told where the next one's overwrites it (`diffusion.backbo
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from threading import Condition, Lock
 from typing import Any, TypeVar
@@ -56,13 +56,18 @@ class Crew:
         self, network: MemberNetwork | RecordedNetwork, z: Tensor, logsnr: Tensor, condition: Tensor
     ) -> Tensor:
         """Return the network's v of all rows, (B, C, H, W). Raises what the network raises."""
-        parts = min(self._threads, len(z) // SMALLEST_PART) if isinstance(network, RecordedNetwork) else 1
-        if parts < 2:
+        cut = self.cut(z, logsnr, condition) if isinstance(network, RecordedNetwork) else []
+        if len(cut) < 2:
             return self.alone(network, z, logsnr, condition)
-        cut = zip(*(tensor.tensor_split(parts) for tensor in (z, logsnr, condition)), strict=True)
         with self._door:
-            under_way = [self._begin(network, part, self._threads // parts) for part in cut]
+            under_way = [self._begin(network, part, self._threads // len(cut)) for part in cut]
+        wait(under_way)  # also where one has failed: the others still read the batch
         return torch.cat([part.result() for part in under_way])
+
+    def cut(self, *batch: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return the parts in which a batch is evaluated."""
+        parts = max(1, min(self._threads, len(batch[0]) // SMALLEST_PART))
+        return list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
 
     def alone(self, work: Callable[..., R], *arguments: Tensor) -> R:
         """Return what work makes of the arguments on one thread of the crew, with all of PyTorch's. Raises what it raises."""
@@ -85,7 +90,7 @@ class Crew:
 
 
 @cache
-def crew(threads: int) -> Crew | None:
+def crew_of(threads: int) -> Crew | None:
     """Return the process's crew of so many threads, which families share as they share the cores; None of a single one."""
     return Crew(threads) if threads > 1 else None
 
@@ -100,6 +105,12 @@ class CrewNetwork:
     def config(self) -> NetworkConfig:
         """All that is needed to build the network."""
         return self._network.config
+
+    def record(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> None:
+        """Record the sizes of the parts in which such a batch is evaluated, where the network is one that is recorded."""
+        if isinstance(self._network, RecordedNetwork):
+            for part in self._crew.cut(z, logsnr, condition):
+                self._network.record(*part)
 
     def __call__(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
         """Return v of latents z (B, C, H, W) at logsnr (B,), as the network does."""

@@ -20,11 +20,11 @@ from diffusion.capture import Capture, cuda_graphs
 from diffusion.family import Family, FamilyError
 from diffusion.manifest import MemberNetwork, NetworkConfig
 from diffusion.plans import plan
-from diffusion.recording import RecordedNetwork, Recorder
+from diffusion.recording import RecordedNetwork, recorder
 from diffusion.uvit import UViT
 from server import metrics
-from server.crew import LEADS, CrewNetwork, crew
-from server.evaluator import Evaluator
+from server.crew import LEADS, CrewNetwork, crew_of
+from server.evaluator import Evaluator, kind_of
 from server.failures import DeviceLost, OutOfMemory
 from server.invariance import invariant_buckets
 from server.pace import DECODER, Timing
@@ -58,8 +58,7 @@ class Engine:
         self.device = device
         self._capture = cuda_graphs(device) if capture is None and device.type == "cuda" else capture
         self._networks: dict[str, MemberNetwork | RecordedNetwork | CrewNetwork] = {}
-        self._recorder = Recorder()
-        self._crew = crew(torch.get_num_threads()) if device.type == "cpu" else None
+        self._crew = crew_of(torch.get_num_threads()) if device.type == "cpu" else None
         self._decode: Callable[[Tensor], Tensor] | None = None
         self._evaluators: tuple[Evaluator, ...] = ()
         self._idle: SimpleQueue[Evaluator] = SimpleQueue()
@@ -114,7 +113,7 @@ class Engine:
             network.join_films()
         if self.device.type != "cpu":
             return network
-        way = RecordedNetwork(network, self._recorder) if isinstance(network, UViT) else network
+        way = RecordedNetwork(network, recorder()) if isinstance(network, UViT) else network
         return CrewNetwork(way, self._crew) if self._crew else way
 
     def _decoder(self) -> Callable[[Tensor], Tensor] | None:
@@ -127,12 +126,12 @@ class Engine:
     def wave(self, turns: Sequence[Turn]) -> list[Any] | Underway:
         """Take one evaluation of each turn, all of one member; return latents, or for last turns images (H, W, C).
 
-        A turn that asks for a preview gets `Previewed`. On a GPU the wave is only enqueued, with a crew only begun, and returned
-        as `Underway`.
+        A turn that asks for a preview gets `Previewed`. On a GPU the wave is only enqueued, with a crew only begun where no other
+        network makes the images, and returned as `Underway`.
         Raises DeviceLost when the device's context is broken, OutOfMemory when there is no room for a wave of this size;
         any other error concerns this wave only.
         """
-        if self._crew and self._is_warm:
+        if self._crew and self._is_warm and self._decode is None:  # which waits for all parts, also the next wave's
             return Underway(self._crew.begin(self._run, turns).result)
         return self._run(turns)
 
@@ -228,12 +227,23 @@ class Engine:
         """Run waves of every size, and have them recorded where something records them and nothing is looked up on the host."""
         capture = self._capture if self.family.manifest.text is None else None
         for bucket in reversed(self._buckets):  # the largest one's memory has room for all others
+            self._record(sample, bucket)
             self._evaluators[0].evaluate([Turn(sample, 0, None)] * bucket, bucket)
             why = capture and self._evaluators[0].record(self._crowd(sample, bucket), bucket, capture)
             if why:
                 guided, member = "guided" if sample.guidance else "unguided", sample.plan.members[0]
                 size = f"waves of {bucket}, {guided}, of {member}"
                 log.warning("%s are not recorded, but evaluated each time: %s", size, why)
+
+    def _record(self, sample: Sample, bucket: int) -> None:
+        """Have a network recorded for a size on this thread, beside which waves of other families go on."""
+        network = self._networks[sample.plan.members[0]]
+        if isinstance(network, RecordedNetwork | CrewNetwork):
+            rows = bucket * (2 if sample.guidance else 1)
+            z = torch.zeros(rows, *self.family.manifest.shape, dtype=kind_of(self.family))
+            network.record(
+                z, torch.zeros(rows), torch.tensor([Turn(sample, 0, None).condition] * rows, dtype=torch.int64)
+            )
 
     def _time_waves(self) -> Iterator[Timing]:
         """Time exact waves of every size, once per architecture: how long it takes does not depend on the weights."""

@@ -93,7 +93,7 @@ class Evaluator:
                 decoded=self._decode is not None,
                 words=self._family.manifest.text is not None,
                 device=self._device,
-                kind=torch.bfloat16 if self._family.precision == "bf16" else torch.float32,
+                kind=kind_of(self._family),
             )
         return known
 
@@ -164,6 +164,11 @@ class Evaluator:
                 row = coefficient_row(turn.hop, schedule, variance=self._family.variance)
             known = self._rows[turn.evaluation] = row.float().numpy(), schedule.logsnr(turn.evaluation.t).item()
         return known
+
+
+def kind_of(family: Family) -> torch.dtype:
+    """Return what a family's networks take latents as."""
+    return torch.bfloat16 if family.precision == "bf16" else torch.float32
 
 
 def _stream(turn: Turn) -> tuple[int, int, int]:

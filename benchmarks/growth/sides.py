@@ -36,7 +36,7 @@ def sides(folder: Path, budget: Budget, device: torch.device) -> list[Point]:
 
 
 def _network(config: UViTConfig, device: torch.device) -> UViT:
-    """A network as the server would have it."""
+    """A network as a server has it before it is recorded."""
     torch.manual_seed(0)
     with torch.device(device):
         network = UViT(config).eval().requires_grad_(False)

@@ -73,6 +73,26 @@ def test_what_a_recording_gets_wrong_is_evaluated_and_the_log_says_so(caplog: py
     ]
 
 
+class Unrecordable(UViT):
+    """A network that cannot be recorded."""
+
+    def forward(self, z_t: Tensor, logsnr_t: Tensor, condition: Any = None) -> Tensor:
+        """As the network, unless somebody records it."""
+        if torch.jit.is_tracing():
+            raise RuntimeError("no recording of this\nmore of it")
+        return super().forward(z_t, logsnr_t, condition)
+
+
+@torch.inference_mode()
+def test_a_network_that_cannot_be_recorded_is_evaluated_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    plain = Unrecordable(CONFIG).eval().requires_grad_(False)
+    with caplog.at_level(logging.WARNING, recording.__name__):
+        assert torch.equal(RecordedNetwork(plain, Recorder())(*batch(2)), plain(*batch(2)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "batches of 2 are evaluated operation by operation: no recording of this"
+    ]
+
+
 def test_several_threads_may_come_with_a_size_for_the_first_time() -> None:
     plain, answers = network(1), []
     own = RecordedNetwork(plain, Recorder())
