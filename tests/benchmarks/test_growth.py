@@ -140,9 +140,9 @@ def test_every_curve_is_measured_and_reported(family_folder: Path, tmp_path: Pat
         print("no Redis (Debian: apt-get install redis-server): jobs that wait in it were not measured")
         wanted.remove("waiting-redis")
     assert {name for name in (curve.name for curve in CURVES) if measured.curve(name)} == wanted
-    page.write_text("".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in tables(record, measured)))
+    page.write_text("".join(f"<!-- {name} -->\nSTALE\n<!-- end -->\n" for name in tables(record, measured)))
     for _ in range(2):
         assert main(["report", "--result", str(out), "--file", str(page), "--picture", str(picture)]) == 0
         assert [name for name, _ in MARKED.findall(page.read_text())] == [*tables(record, measured)]
-        assert "old" not in page.read_text() and "A trial." in page.read_text()
+        assert "STALE" not in page.read_text() and "A trial." in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
