@@ -1,7 +1,8 @@
 """The command lines of benchmarks and drills: what was given, or a sentence about each argument that is wrong."""
 
+import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -40,6 +41,30 @@ def given_command(settings: type[BaseSettings], arguments: Sequence[str], *, nam
         what = f"{', '.join(others)} or {last}"
         print(f"{name.removeprefix('python -m ')}: say what: {what}; --help tells more", file=sys.stderr)
     return None
+
+
+def ended(work: Callable[[], None], *, name: str) -> int:
+    """Do what a command is for and return its exit status, with a sentence on stderr for all but 0.
+
+    1: something cannot be read, started or measured, or a package is missing; 130: SIGINT.
+    """
+    name = name.removeprefix("python -m ")
+    try:
+        from benchmarks.load.client import NotServed
+        from diffusion.family import FamilyError
+
+        try:
+            work()
+        except (NotServed, FamilyError, ValueError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    except ImportError as error:
+        print(f"{NEEDED} ({error})", file=sys.stderr)
+        return 1
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print(f"{name}: interrupted; what was started is ended", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _sentence(wrong: Mapping[str, Any], settings: type[BaseModel]) -> str:

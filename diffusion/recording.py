@@ -59,7 +59,6 @@ class RecordedNetwork:
     def __init__(self, network: UViT, recorder: Recorder):
         self._network, self._recorder = network, recorder
         self._ways: dict[int, Evaluate] = {}
-        self._recording = Lock()
 
     @property
     def config(self) -> NetworkConfig:
@@ -74,18 +73,14 @@ class RecordedNetwork:
 
     def record(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> None:
         """Record this batch size, of whatever samples."""
-        with self._recording:
-            if len(z) not in self._ways:
-                self._ways[len(z)] = self._recorder.record(self._network, z, logsnr, condition)
+        self._ways[len(z)] = self._recorder.record(self._network, z, logsnr, condition)
 
 
 def _recording(network: UViT, z: Tensor, logsnr: Tensor, condition: Tensor) -> torch.jit.ScriptModule | None:
     """Record an evaluation, and keep that only where it gives the network's bits for other samples too."""
     other = (z.flip(-1) + 0.5, logsnr + 0.25, torch.zeros_like(condition))
-    expected, why = (
-        network(*other),
-        "a recording has other bits",
-    )  # what is wrong with the network itself is raised here
+    expected = network(*other)  # outside: what is wrong with the network itself is raised
+    why = "a recording has other bits"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation, and that a recording holds for one batch size

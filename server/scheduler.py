@@ -240,7 +240,7 @@ class Scheduler:
             return False
         (running,) = self._waves
         is_full = len(lane.tickets) >= self._lanes.max_wave
-        early, late = self._leads(running)
+        early, late = self._ahead(running)
         if running.seconds_left(perf_counter()) > (early if is_full else late):
             return False
         pressing = lane.urgency(self._lanes.max_wave) - running.expected_seconds
@@ -250,7 +250,7 @@ class Scheduler:
         )
 
     @staticmethod
-    def _leads(running: Wave) -> tuple[float, float]:
+    def _ahead(running: Wave) -> tuple[float, float]:
         """Seconds before the end of a wave at which the next one is cut: one that is full, any other."""
         return max(LEAD_SECONDS, LEAD_SHARE * running.expected_seconds), LEAD_SECONDS
 
@@ -286,7 +286,7 @@ class Scheduler:
         """Wait until there may be something to do. Raises DeviceLost when a wave found out, or hangs."""
         now = perf_counter()
         hangs = [(wave.began or now) + self._hang_limit(wave) - now for wave in self._waves]
-        leads = [wave.seconds_left(now) - lead for wave in self._waves for lead in self._leads(wave)]
+        leads = [wave.seconds_left(now) - lead for wave in self._waves for lead in self._ahead(wave)]
         looks = [max(0.001, left) for left in hangs] + [max(0.001, left) for left in leads if left > 0]
         try:
             async with asyncio.timeout(min(looks, default=None)):

@@ -2,14 +2,13 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
 
-from benchmarks.command_line import NEEDED, given_command
+from benchmarks.command_line import ended, given_command
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).parent / "cpu.json"
@@ -67,32 +66,13 @@ def main(arguments: Sequence[str]) -> int:
     Returns the exit status: 0, 1 when something cannot be read, started or measured, 2 for a wrong argument,
     130 after SIGINT or SIGTERM.
     """
-    command = given_command(Growth, arguments, name="python -m benchmarks.growth")
-    if command is None:
-        return 2
-    try:
-        return _run(command)
-    except ImportError as error:
-        print(f"{NEEDED} ({error})", file=sys.stderr)
-        return 1
-
-
-def _run(command: object) -> int:
-    from benchmarks.load.client import NotServed
-    from diffusion.family import FamilyError
-
-    try:
-        if isinstance(command, Measure):
-            _measure(command)
-        elif isinstance(command, Report):
-            _report(command)
-    except (NotServed, FamilyError, ValueError, OSError) as error:
-        print(f"benchmarks.growth: {error}", file=sys.stderr)
-        return 1
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        print("benchmarks.growth: interrupted; what was started is ended", file=sys.stderr)
-        return 130
-    return 0
+    name = "python -m benchmarks.growth"
+    command = given_command(Growth, arguments, name=name)
+    if isinstance(command, Measure):
+        return ended(lambda: _measure(command), name=name)
+    if isinstance(command, Report):
+        return ended(lambda: _report(command), name=name)
+    return 2
 
 
 def _measure(command: Measure) -> None:

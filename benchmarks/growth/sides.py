@@ -7,9 +7,9 @@ import torch
 from benchmarks.clock import alternate
 from benchmarks.growth.budget import Budget
 from benchmarks.growth.result import Point
-from benchmarks.networks.ways import WAYS, evaluation, inputs, network_in, operations
+from benchmarks.networks.ways import WAYS, evaluation, inputs, network_in, operations, random_network
 from diffusion.family import open_family
-from diffusion.uvit import UViT, UViTConfig
+from diffusion.uvit import UViTConfig
 
 
 def sides(folder: Path, budget: Budget, device: torch.device) -> list[Point]:
@@ -21,8 +21,10 @@ def sides(folder: Path, budget: Budget, device: torch.device) -> list[Point]:
     if teacher is None or not isinstance(teacher.network, UViTConfig):
         raise ValueError(f"family {folder.name}: its image size cannot be changed, it has no UViT for a teacher")
     configs = {side: teacher.network.model_copy(update={"resolution": side}) for side in budget.sides}
+    way = WAYS["fp32"]  # as a server has it before it is recorded
     runs = [
-        evaluation(WAYS["fp32"], _network(config, device), inputs(config, 1, device)) for config in configs.values()
+        evaluation(way, network_in(way, random_network(config, device)), inputs(config, 1, device))
+        for config in configs.values()
     ]
     taken = alternate(runs, device, rounds=budget.rounds * budget.evaluations)
     points = []
@@ -33,13 +35,3 @@ def sides(folder: Path, budget: Budget, device: torch.device) -> list[Point]:
         points.append(Point(curve="sides", x=side, quantity="arithmetic, Gflop (counted)", value=work))
         print(f"sides {side}: {scaled.median:.4g} ms, {work.median:.4g} Gflop", flush=True)
     return points
-
-
-def _network(config: UViTConfig, device: torch.device) -> UViT:
-    """A network as a server has it before it is recorded."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        network = UViT(config).eval().requires_grad_(False)
-    for value in network.parameters():  # the layers that begin as zeros would be faster where zeros are
-        torch.nn.init.normal_(value, std=0.02) if not value.any() else None
-    return network_in(WAYS["fp32"], network)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.networks.measure import compile_starts, evaluations, peaks, training
 from benchmarks.networks.report import write_table
-from benchmarks.networks.ways import ON_CPU, ON_GPU, WAYS, operations
+from benchmarks.networks.ways import ON_CPU, ON_GPU, WAYS, operations, random_network
 from benchmarks.record import record
 from diffusion import provenance
 from diffusion.allocator import keep_freed_memory
@@ -57,12 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _network(asked: argparse.Namespace) -> UViT:
     if asked.preset:
-        torch.manual_seed(0)
-        with torch.device(asked.device):
-            drawn = UViT(PRESETS[asked.preset]).eval().requires_grad_(False)
-        for value in drawn.parameters():  # the layers that begin as zeros would hide every error
-            torch.nn.init.normal_(value, std=0.02) if not value.any() else None
-        return drawn
+        return random_network(PRESETS[asked.preset], asked.device)
     family = open_family(asked.family)
     assert family.manifest.teacher is not None
     found = family.network(family.manifest.teacher.name, asked.device)

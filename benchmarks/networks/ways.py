@@ -76,6 +76,16 @@ def operations(config: UViTConfig) -> int:
     return counter.get_total_flops()
 
 
+def random_network(config: UViTConfig, device: torch.device | str) -> UViT:
+    """Return a network of an architecture with random weights, the same each time, none of them zero throughout."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        drawn = UViT(config).eval().requires_grad_(False)
+    for value in drawn.parameters():  # the layers that begin as zeros would be faster, and hide every error
+        torch.nn.init.normal_(value, std=0.02) if not value.any() else None
+    return drawn
+
+
 def network_in(way: Way, network: UViT) -> UViT:
     """Return a copy of a network as a way has it; where it is compiled, it is when it is first called with a batch size."""
     device = next(network.parameters()).device
