@@ -16,12 +16,12 @@ from diffusion.family import Family, FamilyError
 from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance, Source
 from diffusion.plans import Plan
-from training.datasets import DataError
+from training.datasets import DataError, DataSet
 from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
 from training.results import Extent, beside, read_result
 from training.rulers import Metric, Reference, Ruler, judge_of, ruler
-from training.scores import Scorer, View
+from training.scores import Scorer, View, evaluations
 from training.yardstick import Evaluation, Yardstick, measure
 
 
@@ -38,10 +38,27 @@ class Row(_Record):
     """Where the plan comes from."""
     plan: Plan | None
     """What was run."""
+    weights: dict[str, str] = {}
+    """SHA-256 of the weights of the plan's members."""
     metrics: tuple[Metric, ...]
     """One for each network."""
+    agreement: Measure | None = None
+    """How often the judge sees everything that was asked for; None where nothing is, and of real images."""
+    agreement_held_out: Measure | None = None
+    """The same of prompts that training never saw, where there are any."""
     clip_score: Measure | None = None
     """Mean CLIP score, where it was asked for; not taken of real images."""
+    measured: Provenance
+    """How."""
+
+    def is_of(self, family: Family) -> bool:
+        """Tell whether the family still has what was run."""
+        return self.weights == (weights(family, self.plan) if self.plan else {})
+
+
+def weights(family: Family, plan: Plan) -> dict[str, str]:
+    """Return the SHA-256 of the weights of a plan's members, as far as the family has them."""
+    return {member.name: member.weights.sha256 for member in family.manifest.members if member.name in plan.members}
 
 
 class MetricsRecord(_Record):
@@ -57,8 +74,6 @@ class MetricsRecord(_Record):
     """Images of each run; about as many real ones are behind precision, recall, density and coverage."""
     seeds: tuple[int, ...]
     """Of the runs."""
-    measured: Provenance
-    """How the rows that were measured last were measured."""
     rows: tuple[Row, ...] = ()
     """By rising steps."""
 
@@ -127,17 +142,16 @@ def measure_metrics(
         clip=prompt_judge.sha256 if prompt_judge else None,
         samples=evaluation.samples,
         seeds=evaluation.seeds,
-        measured=provenance_of(evaluation),
-        rows=(Row(steps=0, source="real", plan=None, metrics=tuple(one.floor for one in rulers)),),
+        rows=(_real(rulers, evaluation),),
     )
     record = beside(fresh, read_metrics(out) if out.exists() else fresh, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     members = sorted({member for plan in plans for member in plan.members})
-    scorer.announce("metrics", sum(plan.steps for plan in plans) * evaluation.samples * len(evaluation.seeds), members)
+    scorer.announce("metrics", sum(evaluations([plan]) for plan in plans) * scorer.images, members)
     for plan in plans:
         row = _row(scorer, rulers, plan)
         print(summary(row))
-        rows = [*(known for known in record.rows if known.plan != plan), row]
+        rows = [*(known for known in record.rows if known.plan != plan and known.is_of(family)), row]
         record = record.model_copy(update={"rows": tuple(sorted(rows, key=lambda row: (row.steps, row.source)))})
         write_json(out.parent, out.name, record)
     scorer.forget()
@@ -147,19 +161,34 @@ def measure_metrics(
 def _row(scorer: Scorer, rulers: list[Ruler], plan: Plan) -> Row:
     """Draw a plan's images in every run and return what is seen in them."""
     evaluation, source = scorer.evaluation, scorer.family.source(plan)
-    about = f"{plan.steps} steps, {source}"
-    runs = [
-        scorer.see([plan], scorer.yardstick.data, evaluation.samples, seed, guidance=None, label=about)[0]
-        for seed in evaluation.seeds
-    ]
+    about, data = f"{plan.steps} steps, {source}", scorer.yardstick.data
+
+    def drawn(prompts: DataSet, samples: int) -> list[dict[str, np.ndarray]]:
+        return [scorer.see([plan], prompts, samples, seed, guidance=None, label=about)[0] for seed in evaluation.seeds]
+
+    runs, unseen = drawn(data, evaluation.samples), drawn(*scorer.held_out) if scorer.held_out else []
     names = {one.extractor.name: one.extractor.name for one in rulers} | {"judge": "features"}
     return Row(
         steps=plan.steps,
         source=source,
         plan=plan,
+        weights=weights(scorer.family, plan),
         metrics=tuple(one.metric([run[names[one.extractor.name]] for run in runs]) for one in rulers),
-        clip_score=measure([float(run["clip"].mean()) for run in runs]) if "clip" in scorer.views else None,
+        agreement=_mean(runs, "right") if data.conditioning.sizes else None,
+        agreement_held_out=_mean(unseen, "right") if unseen else None,
+        clip_score=_mean(runs, "clip") if "clip" in scorer.views else None,
+        measured=provenance_of(evaluation),
     )
+
+
+def _mean(runs: list[dict[str, np.ndarray]], view: str) -> Measure:
+    return measure([float(run[view].mean()) for run in runs])
+
+
+def _real(rulers: list[Ruler], evaluation: Evaluation) -> Row:
+    """Return what is seen in real images."""
+    floors = tuple(one.floor for one in rulers)
+    return Row(steps=0, source="real", plan=None, metrics=floors, measured=provenance_of(evaluation))
 
 
 def summary(row: Row) -> str:
@@ -168,4 +197,8 @@ def summary(row: Row) -> str:
     for one in row.metrics:
         line += f"  {one.network}: distance {one.frechet.mean:.2f} ± {one.frechet.spread:.2f}"
         line += f" precision {one.precision.mean:.2f} recall {one.recall.mean:.2f}"
+    if row.agreement:
+        line += f"  right {row.agreement.mean:.1%}"
+    if row.agreement_held_out:
+        line += f"  held out {row.agreement_held_out.mean:.1%}"
     return line + (f"  CLIP {row.clip_score.mean:.1f}" if row.clip_score else "")

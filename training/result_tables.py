@@ -1,7 +1,7 @@
 """What result files say of a family, as tables: ablations, the teacher's samplers, metrics of every network."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,12 +12,17 @@ from training.arms import ARMS, BASELINE, Arm
 from training.curve import NAMES, Point, student_curves
 from training.frontier_tables import number
 from training.metrics import Row, read_metrics
-from training.samplers import SamplersRecord, read_samplers
+from training.samplers import Sampled, SamplersRecord, read_samplers
 
 R = TypeVar("R", AblationsRecord, SamplersRecord)
 
 DIAL_RESULTS = Path("benchmarks/dial")
 """Where stepdial evaluate puts samplers and metrics, by default."""
+METRIC_COLUMNS = (
+    *("steps", "drawn by", "network", "Fréchet distance", "precision", "recall", "density", "coverage"),
+    *("obeyed", "held-out", "CLIP score"),
+)
+METRIC_ALIGNMENT = ("---:", "---", "---", *["---:"] * 8)
 
 
 def ablations_table(family: Family) -> str:
@@ -119,15 +124,23 @@ def _samplers(record: SamplersRecord, guidance: float, students: dict[str, list[
 
 
 def _samplers_how(record: SamplersRecord, students: bool) -> str:
-    runs, made = len(record.seeds), record.measured
+    runs = len(record.seeds)
     spread = "± is the standard deviation over runs. " if runs > 1 else ""
     beside = "The students are the rows of the dial that were measured alike. " if students else ""
     return (
         f"Fréchet distance (proxy) by network evaluations; heun takes one less where the number is even. "
         f"{record.samples} images in {runs} run(s), to {record.reference}; "
         f"{number(record.floor, runs)} is that of as many real images. "
-        f"{beside}{spread}Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+        f"{beside}{spread}{_made(record.rows)}\n"
     )
+
+
+def _made(rows: Iterable[Sampled | Row]) -> str:
+    """Say by which commands and on what, in one sentence."""
+    made = dict.fromkeys(
+        f"`{one.command}`, commit {one.commit}, on {one.device}" for one in (row.measured for row in rows)
+    )
+    return f"Made by {'; '.join(made)}."
 
 
 def metrics_table(family: Family) -> str:
@@ -139,29 +152,30 @@ def metrics_table(family: Family) -> str:
     if not file.exists():
         return f"Not measured yet; `stepdial evaluate --metrics --family families/{family.name}` does.\n"
     record = read_metrics(file)
-    head = "| steps | drawn by | network | Fréchet distance | precision | recall | density | coverage | CLIP score |"
-    rows = [head, "|---:|---|---|---:|---:|---:|---:|---:|---:|"]
-    for row in record.rows:
-        rows += _metric_rows(row, len(record.seeds))
-    labels = "; ".join(f"{metric.network}: {metric.label}" for metric in record.rows[-1].metrics)
+    drawn = [row for row in record.rows if row.is_of(family)]
+    cells = [line for row in drawn for line in _metric_cells(row, len(record.seeds))]
+    columns = [column for column, heading in enumerate(METRIC_COLUMNS) if any(line[column] for line in cells)]
+    rows = [[line[column] for column in columns] for line in (METRIC_COLUMNS, METRIC_ALIGNMENT, *cells)]
+    labels = "; ".join(f"{metric.network}: {metric.label}" for metric in drawn[-1].metrics)
     references = "; ".join(
         f"{one.network} (sha256 {one.network_sha256[:12]}) by {one.count} real images of {one.data} (statistics {one.sha256[:12]})"
         for one in record.references
     )
-    made = record.measured
     return (
-        "\n".join(rows)
+        "\n".join(f"| {' | '.join(line)} |" for line in rows)
         + f"\n\n{labels}. References: {references}. {record.samples} images in {len(record.seeds)} run(s). "
-        f"Made by `{made.command}`, commit {made.commit}, on {made.device}.\n"
+        f"{_made(drawn)}\n"
     )
 
 
-def _metric_rows(row: Row, runs: int) -> list[str]:
+def _metric_cells(row: Row, runs: int) -> list[list[str]]:
+    """Return a line of cells for each network, "" where there is nothing to say."""
     lines = []
     for at, one in enumerate(row.metrics):
         runs = 1 if row.plan is None else runs
         overlap = [number(getattr(one, name), runs) for name in ("precision", "recall", "density", "coverage")]
         first = [str(row.steps or ""), row.source] if at == 0 else ["", ""]
-        clip = number(row.clip_score, runs) if at == 0 else ""
-        lines.append("| " + " | ".join([*first, one.network, number(one.frechet, runs), *overlap, clip]) + " |")
+        asked = [number(of, runs, percent=True) for of in (row.agreement, row.agreement_held_out)]
+        met = [*asked, number(row.clip_score, runs)] if at == 0 else [""] * 3
+        lines.append([*first, one.network, number(one.frechet, runs), *overlap, *met])
     return lines

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from diffusion.frontier import Provenance
 from training.datasets import DataError
 from training.failures import first_fault
 
@@ -34,7 +33,6 @@ class Extent(NamedTuple):
 class Growing(Protocol):
     """A record that grows row by row, each kept as soon as it is measured."""
 
-    measured: Provenance
     rows: tuple[Any, ...]
 
     @property
@@ -65,8 +63,7 @@ def beside(fresh: G, known: G, file: Path) -> G:
     Raises DataError as check_overwrite does.
     """
     check_overwrite(file, known.extent, fresh.extent)
-    alike = {"measured": fresh.measured, "rows": ()}
-    if known.model_copy(update=alike) != fresh.model_copy(update=alike):
+    if known.model_copy(update={"rows": ()}) != fresh.model_copy(update={"rows": ()}):
         print(f"{file} is of fewer images or networks, and will be replaced")
         return fresh
     return fresh.model_copy(update={"rows": known.rows})

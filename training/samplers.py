@@ -42,6 +42,8 @@ class Sampled(_Record):
     frechet: Measure
     agreement: Measure | None
     agreement_held_out: Measure | None
+    measured: Provenance
+    """How."""
 
 
 class SamplersRecord(_Record):
@@ -60,7 +62,6 @@ class SamplersRecord(_Record):
     seeds: tuple[int, ...]
     floor: Measure
     """The distance of as many real images."""
-    measured: Provenance
     rows: tuple[Sampled, ...]
 
     @property
@@ -112,7 +113,6 @@ def measure_samplers(
         samples=evaluation.samples,
         seeds=evaluation.seeds,
         floor=floor,
-        measured=provenance_of(evaluation),
         rows=(),
     )
     record = beside(record, read_samplers(out) if out.exists() else record, out)
@@ -125,7 +125,14 @@ def measure_samplers(
             rule = plan.hops[0].rule
             label = f"{rule}, {grid} grid, {plan.steps} evaluations, guidance {guidance:g}"
             quality = scorer.quality([plan], guidance=guidance, label=label)[0]
-            row = Sampled(rule=rule, grid=grid, evaluations=plan.steps, guidance=guidance, **quality._asdict())
+            row = Sampled(
+                rule=rule,
+                grid=grid,
+                evaluations=plan.steps,
+                guidance=guidance,
+                **quality._asdict(),
+                measured=provenance_of(evaluation),
+            )
             print(f"{label}: distance {row.frechet.mean:.2f} ± {row.frechet.spread:.2f}")
             others = [known for known in record.rows if _place(known) != _place(row)]
             record = record.model_copy(update={"rows": tuple(sorted([*others, row], key=_place))})

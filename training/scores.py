@@ -98,9 +98,16 @@ class Scorer:
     @property
     def images(self) -> int:
         """Images that `quality` draws of each plan, those of held-out prompts included."""
-        samples = self.evaluation.samples
-        quarter = max(1, samples // HELD_OUT_PART) if isinstance(self.yardstick.data, Procedural) else 0
-        return (samples + quarter) * len(self.evaluation.seeds)
+        _, others = self.held_out or (None, 0)
+        return (self.evaluation.samples + others) * len(self.evaluation.seeds)
+
+    @property
+    def held_out(self) -> tuple[DataSet, int] | None:
+        """Prompts that training never saw, and how many of them a run draws; None where nothing is held out."""
+        data = self.yardstick.data
+        return (
+            (data.unseen(), max(1, self.evaluation.samples // HELD_OUT_PART)) if isinstance(data, Procedural) else None
+        )
 
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
         """Return a file name for what is computed of plans and of whatever else JSON says was asked."""
@@ -160,9 +167,8 @@ class Scorer:
             scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
-            if isinstance(data, Procedural):
-                held_out, quarter = data.unseen(), max(1, samples // HELD_OUT_PART)
-                scores = self.score(plans, held_out, quarter, seed, guidance=guidance, label=label)
+            if self.held_out:
+                scores = self.score(plans, *self.held_out, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [
             Quality(

@@ -84,6 +84,8 @@ def test_positions_are_measured_by_every_network_and_what_was_measured_before_is
     real, drawn = record.rows
     assert (real.source, real.plan, drawn.source, drawn.steps) == ("real", None, "student", 1)
     assert [metric.network for metric in drawn.metrics] == ["judge", "dinov2"] and record.seeds == (2001, 2002)
+    assert drawn.agreement and 0 <= drawn.agreement.mean <= 1
+    assert drawn.agreement_held_out is None and real.agreement is None
     for row in record.rows:
         for metric in row.metrics:
             assert all(0 <= getattr(metric, name).mean <= 1 for name in ("precision", "recall", "coverage"))
@@ -100,9 +102,25 @@ def test_positions_are_measured_by_every_network_and_what_was_measured_before_is
     assert "does." in metrics_table(open_family(judged))
     shutil.copytree(tmp_path / "results", tmp_path / "benchmarks" / "dial")
     table = metrics_table(open_family(judged))
-    assert (
-        "| 1 | student | judge |" in table and "| real | judge |" in table and record.references[1].sha256[:12] in table
-    )
+    assert "| 1 | student | judge |" in table and "| real | judge |" in table
+    assert record.references[1].sha256[:12] in table and "obeyed" in table
+    assert "held-out" not in table and "CLIP" not in table  # columns without a cell
+
+
+def test_what_was_measured_of_weights_that_the_family_no_longer_has_is_neither_told_nor_kept(
+    judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "benchmarks" / "dial" / "metrics-digits.json"
+    flags = ["--metrics", "--results", file.parent]
+    assert not evaluate(monkeypatch, judged, tmp_path, *flags, "--positions", 1)
+    record = read_metrics(file)
+    older = record.rows[1].model_copy(update={"weights": {"student-1": "0" * 64}})
+    file.write_text(record.model_copy(update={"rows": (record.rows[0], older)}).model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    table = metrics_table(open_family(judged))
+    assert "| real | judge |" in table and "| 1 | student |" not in table
+    assert not evaluate(monkeypatch, judged, tmp_path, *flags, "--positions", 2)
+    assert [row.steps for row in read_metrics(file).rows] == [0, 2]
 
 
 def test_a_result_of_more_images_or_of_another_family_of_the_name_is_not_written_over(

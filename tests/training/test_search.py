@@ -314,7 +314,8 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
     again = measure_samplers(
         teacher, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,), grids=("cosine",), guided=False
     )
-    assert again.rows == samplers.rows  # what is measured again stands in the place of the same, beside what was known
+    first, second = ([row.model_dump(exclude={"measured"}) for row in rows] for rows in (samplers.rows, again.rows))
+    assert first == second  # what is measured again stands in the place of the same, beside what was known
     with pytest.raises(DataError, match=r"samplers-digits.json is of 80 images in 1 run\(s\), more than the 40 in 1"):
         few = Scorer(family, scorer.yardstick, replace(few, samples=40))
         measure_samplers(few, measure([1.0]), tmp_path / "samplers-digits.json", evaluations=(3,))
