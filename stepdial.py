@@ -28,6 +28,8 @@ import sys
 
 BROKEN_PIPE = 141
 """Exit status of a program that wrote to a reader who had gone, as shells have it: 128 + SIGPIPE."""
+INTERRUPTED = 130
+"""Exit status of a program that Ctrl-C ended: 128 + SIGINT."""
 
 
 def main() -> int:
@@ -40,6 +42,10 @@ def main() -> int:
     except BrokenPipeError:  # `stepdial families | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return BROKEN_PIPE
+    except (
+        KeyboardInterrupt
+    ):  # while the command was imported, which takes seconds; from then on it has an end of its own
+        return INTERRUPTED
     return status
 
 
@@ -105,7 +111,7 @@ def _train(name: str, arguments: list[str]) -> int:
     except commands.FAILURES as error:
         said, status = [str(error)], 1
     except KeyboardInterrupt:
-        said, status = ["interrupted; the same command goes on from here"], 130
+        said, status = ["interrupted; the same command goes on from here"], INTERRUPTED
     else:
         return 0
     lines = "\n".join(f"stepdial {name}: {line}" for line in said)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -40,6 +42,9 @@ def serve(arguments: Sequence[str] | None = None) -> int:
             print(f"stepdial serve: {told(item, Settings)}; --help tells more", file=sys.stderr)
         return 2
     journal.configure(settings.log_level, settings.log_format)
+    if why := _cannot_listen(settings.host, settings.port):
+        print(f"stepdial serve: port {settings.port} of {settings.host} cannot be had: {why}", file=sys.stderr)
+        return 1
 
     from diffusion.allocator import keep_freed_memory
     from diffusion.family import FamilyError, open_family
@@ -112,6 +117,21 @@ def run(settings: Settings, families: Sequence[Family], make_device: Callable[[F
     status = 1 if lost or not server.started else 0
     leave_hung_threads(status)
     return status
+
+
+def _cannot_listen(host: str, port: int) -> str | None:
+    """Say why uvicorn could not listen there, before anything is loaded that takes seconds; None where it seems to be possible."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(address)
+    except OSError as error:
+        named = isinstance(error, socket.gaierror) or error.errno in (errno.EADDRINUSE, errno.EACCES)
+        return error.strerror if named else None  # what else there is, an address of no interface, is uvicorn's to say
+    return None
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:

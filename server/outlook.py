@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from server import metrics
-from server.failures import DeviceLost, NotReady
 from server.images import EncodePool, Format, Shape
 from server.load import MARGIN
 from server.promises import DWELL_SECONDS, Brownout, Pressure
@@ -46,8 +45,7 @@ class Outlook:
         Raises NotReady before the device was measured and while the server ends, DeviceLost once it has stopped.
         """
         if self._scheduler.state != "ready":
-            stopped = self._scheduler.state == "stopped"
-            raise DeviceLost("the device has stopped") if stopped else NotReady("no new work is taken now")
+            raise self._scheduler.refusal()
         drawing = MARGIN * self._scheduler.predict(samples)
         device = min(drawing, MARGIN * self._device_seconds(samples))
         return Forecast(drawing - device, device, self._encoders.seconds(len(samples), shape, output_format))

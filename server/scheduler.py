@@ -100,7 +100,7 @@ class Scheduler:
         Raises NotReady, Overloaded (all or none are accepted), DrawFailed, DeviceLost.
         """
         if self.state != "ready":
-            raise self._refusal()
+            raise self.refusal()
         if self.evaluations + sum(sample.evaluations for sample in samples) > self.max_evaluations:
             raise Overloaded(self.backlog_seconds)
         tickets = [self._ticket(sample, deadline) for sample in samples]
@@ -152,7 +152,7 @@ class Scheduler:
                     await self._answered.wait()
         except TimeoutError:
             for ticket in self._unanswered:
-                ticket.fail(self._refusal())
+                ticket.fail(self.refusal())
 
     def publish(self) -> None:
         """Set the gauges of what is waiting; called when metrics are read, since nobody looks at them between."""
@@ -164,18 +164,19 @@ class Scheduler:
         metrics.PENDING_EVALUATIONS.set(self.evaluations)
         metrics.BACKLOG_SECONDS.set(self.backlog_seconds)
 
-    @property
-    def _load(self) -> Load:
-        if self._known_load is None:
-            self._known_load = Load(self._unanswered, self.pace)
-        return self._known_load
-
-    def _refusal(self) -> Exception:
+    def refusal(self) -> Exception:
+        """Return why no work is taken: it is not yet, or not any more."""
         if self.state == "stopped":
             return DeviceLost("the device has stopped")
         if self.state == "draining":
             return NotReady("the server is about to end and takes no new work")
         return NotReady("the networks are being loaded, warmed up and checked")
+
+    @property
+    def _load(self) -> Load:
+        if self._known_load is None:
+            self._known_load = Load(self._unanswered, self.pace)
+        return self._known_load
 
     def _ticket(self, sample: Sample, deadline: float | None) -> Ticket:
         image, now = asyncio.get_running_loop().create_future(), perf_counter()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -38,3 +39,20 @@ def test_a_wrong_argument_is_told_with_what_it_was_and_a_secret_is_not(capsys: p
         assert serve(arguments) == 2
         shown = capsys.readouterr().err
         assert shown.startswith(f"stepdial serve: {told}") and "hunter2" not in shown
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve(["--port", str(port), "--family", "nowhere"]) == 1
+    assert (
+        capsys.readouterr().err == f"stepdial serve: port {port} of 127.0.0.1 cannot be had: Address already in use\n"
+    )
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback() -> None:
+    program = (
+        "import signal, stepdial; stepdial._run = lambda _: signal.raise_signal(signal.SIGINT); exit(stepdial.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")

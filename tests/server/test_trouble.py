@@ -66,7 +66,8 @@ def test_before_the_networks_are_ready_only_liveness_is_given(family: Family, mo
         refusal = desk.client.get("/readyz")
         problem(refusal, 503)
         assert int(refusal.headers["retry-after"]) >= 1
-        problem(desk.ask(), 503)
+        for wish in (WISH, WISH | {"steps": "auto", "deadline_ms": 300}):
+            assert "being loaded" in problem(desk.ask(wish), 503)["detail"]
         ready.set()
         while desk.client.get("/readyz").status_code == 503:
             pass
