@@ -17,6 +17,7 @@ from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
 from tests.checkpoints import write_dit, write_images
 from training.checkpoint import Checkpoint
+from training.command import data_of
 from training.datasets import FiniteSet
 from training.failures import TrainingError
 from training.importing import import_family
@@ -192,6 +193,17 @@ def test_a_student_in_latents_that_is_taught_by_a_student_is_probed_by_the_comma
         assert not stepdial.main()
     found = read_found(tmp_path / "runs/tiny/student-2")[10]["student-2"]
     assert found["teacher_steps"] == 4 and np.isfinite(found["loss"]).all() and all(found["trajectory"])
+
+
+def test_a_teacher_of_latents_is_on_its_own_trajectory_which_is_not_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.student_probe.FINE", 4)
+    family = import_family(Checkpoint(write_dit(tmp_path / "pipeline")), tmp_path / "tiny")
+    data = write_images(tmp_path / "images.npz")
+    np.savez(data, **np.load(data), arr_1=np.array([1, 2] * 8))
+    probe = student_probe(SETTINGS, 4, family, data_of(family, str(data)), CPU)
+    assert probe(family.network("teacher"), 0)["student-4"]["trajectory"] == pytest.approx([0.0] * 4, abs=1e-5)
 
 
 def test_a_teachers_probe_finds_less_loss_after_some_training(
