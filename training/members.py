@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffusion import provenance
 from diffusion.backbone import Backbone
@@ -31,6 +32,8 @@ from training.run import Run
 from training.schedule import Schedule
 
 GOLDEN_SEEDS = (11, 12)
+TOGETHER = 32
+"""Images that the variance is measured on at a time: a network that could be trained has room for them."""
 
 
 def training_record(run: Run, data: DataSet, command: str) -> TrainingRecord:
@@ -126,7 +129,7 @@ def add_member(
         manifest = manifest.model_copy(update={"members": tuple(members)})
         family = Family(folder, manifest, None)
         if role == "teacher":
-            manifest = manifest.model_copy(update={"variance": measure_variance(family, data)})
+            manifest = manifest.model_copy(update={"variance": measure_variance(family, data, run.device)})
             family = Family(folder, manifest, None)
         golden = write_golden(folder, golden_samples(family, member, run.device))
         write_json(
@@ -180,21 +183,24 @@ def new_manifest(name: str, data: DataSet, schedule: CosineSchedule, *, guidance
     )
 
 
-def measure_variance(family: Family, data: DataSet, *, levels: int = 33, count: int = 128) -> MeasuredVariance:
+def measure_variance(
+    family: Family, data: DataSet, device: torch.device | str = "cpu", *, levels: int = 33, count: int = 128
+) -> MeasuredVariance:
     """Measure the teacher's ||x - x_hat||^2 / d, unguided, over `levels` times and `count` images each (Algorithm 3)."""
     teacher = family.manifest.teacher
     assert teacher is not None
-    network, schedule = family.network(teacher.name), family.manifest.schedule
-    x, condition = data.batch(0, count, seed=len(data.name))
-    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    network, schedule = family.network(teacher.name, device), family.manifest.schedule
+    x, condition = (values.to(device) for values in data.batch(0, count, seed=len(data.name)))
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     logsnr = schedule.logsnr(torch.linspace(1.0, 0.0, levels, dtype=torch.float64))
     errors = []
     with torch.no_grad():
-        for level in logsnr:
-            alpha, sigma = torch.sigmoid(level).sqrt().float(), torch.sigmoid(-level).sqrt().float()
+        for level in tqdm(logsnr, desc="measuring the teacher's variance", unit="level", mininterval=1, leave=False):
+            alpha, sigma = torch.sigmoid(level).sqrt().float().item(), torch.sigmoid(-level).sqrt().float().item()
             z_t = alpha * x + sigma * eps
-            x_hat = alpha * z_t - sigma * network(z_t, level.float().expand(count), condition)
-            errors.append((x_hat - x).square().mean().item())
+            parts = zip(z_t.split(TOGETHER), condition.split(TOGETHER), strict=True)
+            v = torch.cat([network(z, level.to(z).expand(len(z)), asked) for z, asked in parts])
+            errors.append((alpha * z_t - sigma * v - x).square().mean().item())
     return MeasuredVariance(logsnr=tuple(logsnr.tolist()), error=tuple(errors))
 
 

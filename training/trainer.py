@@ -26,12 +26,13 @@ def fit(
     watch: Callable[[Run, float], None] | None = None,
     workers: int | None = None,
     save_seconds: float = 120,
-    grids: int = 8,
+    grids: int | None = None,
 ) -> None:
     """Train to the end of the schedule, from the checkpoint where there is one.
 
     Every save_seconds and on SIGTERM or Ctrl-C, of any of the processes, the checkpoint is written; `draw(network, file)`
-    writes a sample grid about `grids` times a run; `watch(run, loss)` is called after every step, in all processes;
+    writes a sample grid about `grids` times a run, by default 8, or fewer where that would be more than one in ten iterations:
+    of a large network a grid takes longer than a step; `watch(run, loss)` is called after every step, in all processes;
     `workers` processes read ahead, by default as many as suit the data.  log.jsonl gets loss, gradient norm, time, and the
     part of it that was spent waiting for data; skipped.jsonl, one of each process, names images that could not be used.
     Raises KeyboardInterrupt, in all processes, after an interrupted run is saved.
@@ -46,7 +47,8 @@ def fit(
             f"--warmup {schedule.warmup} is longer than the {schedule.iterations} iterations: "
             f"the learning rate never gets to --lr {schedule.lr:g}"
         )
-    every = max(1, schedule.iterations // grids)
+    times = min(8, max(1, schedule.iterations // 10)) if grids is None else grids
+    every = max(1, schedule.iterations // times)
     saved = time.monotonic()
     with interruptible() as interrupted, Log(run) as log, _batches(run, data, workers) as following:
         awaited = Awaited(following)

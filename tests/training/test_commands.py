@@ -40,7 +40,7 @@ def test_training_killed_and_started_again_writes_the_very_same_weights(
     run = parts / "runs" / "digits" / "teacher"
     command = [sys.executable, ROOT / "stepdial.py", *train(parts)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not list(run.glob("samples-*.png")):  # the first grid is drawn after an eighth of the run
+    while not list(run.glob("samples-*.png")):  # the first grid is drawn after a quarter of the run
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

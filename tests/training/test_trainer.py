@@ -208,6 +208,12 @@ def test_drawing_sample_grids_on_the_way_changes_nothing(tmp_path: Path, digit_s
     assert drawn.network.training
 
 
+def test_a_run_of_few_iterations_draws_a_sample_grid_at_its_end_alone(tmp_path: Path, digit_set: FiniteSet):
+    run, loss = teacher_run(tmp_path / "run", digit_set, iterations=3)
+    fit(run, digit_set, loss, draw=lambda _, file: file.touch())
+    assert [path.name for path in run.folder.glob("*.png")] == ["samples-0000003.png"]
+
+
 def test_other_settings_are_refused_by_name(tmp_path: Path):
     fit(simple(tmp_path / "run"), Points(), square_loss)
     with pytest.raises(TrainingError, match=r"run holds a run with other settings \(lr, ema\)"):
