@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,19 +54,25 @@ def statistics_of(features: np.ndarray) -> Statistics:
     return Statistics(wide.mean(0), np.atleast_2d(np.cov(wide, rowvar=False)), len(wide))
 
 
+def library() -> Any:
+    """Return torchmetrics' class.  Raises DataError where it is not installed."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except ModuleNotFoundError:
+        raise DataError("torchmetrics is not installed; pip install -e '.[training]'") from None
+    return FrechetInceptionDistance
+
+
 def frechet_distance(features: np.ndarray, reference: Statistics) -> float:
     """Return the Frechet distance of features (N, D) to the reference, both taken as Gaussians; computed in float64.
 
     |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2).  Raises DataError where torchmetrics is not installed or D differs.
     """
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except ModuleNotFoundError:
-        raise DataError("torchmetrics is not installed; pip install -e '.[training]'") from None
+    metric_class = library()
     count, mean = reference.count, torch.from_numpy(reference.mean)
     if features.shape[1] != len(mean):
         raise DataError(f"the features have {features.shape[1]} dimensions, those of the reference {len(mean)}")
-    metric = FrechetInceptionDistance(feature=_Features(len(mean)), reset_real_features=False)
+    metric = metric_class(feature=_Features(len(mean)), reset_real_features=False)
     metric.persistent(True)
     # the library keeps sums; the reference's are put back from its mean and covariance
     squares = (count - 1) * torch.from_numpy(reference.covariance) + count * torch.outer(mean, mean)

@@ -12,7 +12,7 @@ from diffusion.files import file_sha256
 from diffusion.frontier import Measure
 from training.datasets import DataSet, pixels_to_latents
 from training.features import JUDGE, Judge, describe_judge, family_judge
-from training.frechet import frechet_distance, statistics_of
+from training.frechet import frechet_distance, library, statistics_of
 
 REFERENCE_IMAGES = 10_000
 """Real images that drawn ones are compared with, of a set that is endless or larger than WHOLE."""
@@ -45,6 +45,7 @@ class Yardstick:
     """The judge, the real images' features, and how far as many real images are from them."""
 
     def __init__(self, family: Family, data: DataSet, device: torch.device | str = "cpu"):
+        library()  # said before a judge is trained for minutes
         self.data, self.device = data, torch.device(device)
         self.judge: Judge = family_judge(family.folder, data)
         self.description = describe_judge(family.folder, self.judge, data)

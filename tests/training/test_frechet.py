@@ -1,6 +1,7 @@
 """The Frechet distance, and the statistics of real images that it is taken to."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from diffusion.family import Family
 from training.datasets import DataError, FiniteSet
 from training.frechet import (
     Origin,
@@ -20,6 +22,7 @@ from training.frechet import (
     statistics_of,
     write_statistics,
 )
+from training.yardstick import Yardstick
 
 ORIGIN = Origin(data="digits", data_sha256="1" * 64, count=400, network="judge", network_sha256="2" * 64)
 
@@ -87,6 +90,15 @@ def test_features_of_another_width_or_too_few_are_refused():
         frechet_distance(np.zeros((5, 3)), statistics_of(np.eye(2)))
     with pytest.raises(DataError, match="at least 2 images, got 1"):
         statistics_of(np.zeros((1, 4)))
+
+
+def test_a_library_that_is_missing_is_told_before_a_judge_is_trained(
+    digits_family: Family, digit_set: FiniteSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    monkeypatch.setattr("training.yardstick.family_judge", lambda *_: pytest.fail("a judge was trained"))
+    with pytest.raises(DataError, match="torchmetrics is not installed"):
+        Yardstick(digits_family, digit_set)
 
 
 def test_statistics_are_read_as_they_were_written_and_their_file_is_always_the_same(tmp_path: Path):
