@@ -270,7 +270,9 @@ class Dial:
         except NothingAllowed:
             measured = ", ".join(str(steps) for steps in dict.fromkeys(way.steps for way in self._ways if way.measured))
             sentence = (
-                f"auto chooses among positions that were measured ({measured or 'none'}); this request allows none"
+                f"auto chooses among positions that were measured ({measured}); this request allows none"
+                if measured
+                else "auto chooses among positions that were measured, and of this family none was; name a number of steps"
             )
             raise FieldRefused("steps", sentence) from None
 
