@@ -42,9 +42,7 @@ def main() -> int:
     except BrokenPipeError:  # `stepdial families | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return BROKEN_PIPE
-    except (
-        KeyboardInterrupt
-    ):  # while the command was imported, which takes seconds; from then on it has an end of its own
+    except KeyboardInterrupt:  # while the command was imported, for seconds; from then on it has an end of its own
         return INTERRUPTED
     return status
 
