@@ -91,7 +91,8 @@ class PromptConditioning(_Frozen):
         }
         two = self.relation and words[self.relation.slot] not in ("", self.slots[self.relation.slot][0])
         template = self.relation.template if self.relation and two else self.template
-        return re.sub(r"\s+", " ", template.format(**words)).strip()
+        said = re.sub(r"\s+", " ", template.format(**words)).strip()
+        return re.sub(r"\ba (?=[aeiou])", "an ", said) if "an" in self.filler else said
 
     def draw(self, rng: random.Random) -> tuple[int, ...]:
         """Return a random condition that names everything."""

@@ -24,8 +24,8 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
     family: Path
     """Folder of the family whose teacher is distilled."""
     arms: str = "paper"
-    """What to change, separated by commas: names of docs/ablations.md, or of groups of them: paper (what the paper
-    compares), all (every arm of separate students), whole (one network for all step counts). The baseline is always there."""
+    """What to change, separated by commas: names of docs/ablations.md, or of groups of them: paper (the choices of
+    the paper's method), all (every arm of separate students), whole (one network for all step counts). The baseline is always there."""
     steps: str = "1,2,4,8,16"
     """Step counts, separated by commas."""
     iterations: int = Field(default=600, ge=1)

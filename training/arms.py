@@ -98,7 +98,7 @@ SETS = {
     "all": _SINGLE,
     "whole": tuple(arm.name for arm in ARMS if arm.whole),
 }
-"""Groups of arms by name: what the paper ablates, every arm of separate students, and one network against them."""
+"""Groups of arms by name: the choices of the paper's method, every arm of separate students, and one network against them."""
 
 
 def chosen(names: Iterable[str]) -> tuple[Arm, ...]:

@@ -27,6 +27,12 @@ def test_a_described_condition_encodes_to_itself(condition: tuple[int, ...]):
     assert PROMPTS.encode(prompt=PROMPTS.describe(condition)) == condition
 
 
+def test_a_word_that_begins_with_a_vowel_is_described_with_an_where_the_family_knows_it():
+    orange = CONDITIONING.encode(prompt="orange moon, mint")
+    assert CONDITIONING.describe(orange) == "an orange moon on mint"
+    assert CONDITIONING.model_copy(update={"filler": ("a", "on")}).describe(orange) == "a orange moon on mint"
+
+
 def test_every_full_prompt_of_the_bundled_data_round_trips():
     for condition in itertools.product(*(range(1, size + 1) for size in CONDITIONING.sizes)):
         assert CONDITIONING.encode(prompt=CONDITIONING.describe(condition)) == condition
