@@ -83,6 +83,8 @@ class Member(_Record):
     guidance: float = Field(default=0.0, ge=0)
     """Guidance w baked into a student, or, of a student that is told it, its default; 0 for the teacher, which is guided while
     sampling."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which guidance acts, 1 the noisiest: the teacher's while sampling, a student's in what was baked in."""
     network: NetworkConfig
     """All that is needed to build the network."""
     weights: FileRecord
@@ -123,7 +125,9 @@ class Member(_Record):
             return student_plan(self.name, steps)
         if self.role == "whole" and steps in self.network.segments:
             return student_plan(self.name, steps, steps)
-        return teacher_plan(self.name, steps, segments=0 if self.role == "whole" else None, clip=self.clips)
+        if self.role == "whole":  # its guidance is baked in
+            return teacher_plan(self.name, steps, segments=0, clip=self.clips)
+        return teacher_plan(self.name, steps, clip=self.clips, guided=self.guidance_interval)
 
     @property
     def clips(self) -> bool:

@@ -40,6 +40,13 @@ class Hop(BaseModel):
     """Clip x_hat to [-1, 1].  Right for a teacher, whose x_hat is an expected image; a student's is a point to aim at."""
     segments: int | None = Field(default=None, ge=0)
     """Segment count that a network for the whole dial is told, 0 for infinitely many; None for every other network."""
+    guided: bool = True
+    """Whether guidance acts here, where an image is drawn with any; without, the network is evaluated but once."""
+
+    @property
+    def visit(self) -> tuple[str, bool]:
+        """Who is evaluated, and whether guided where an image is drawn with guidance."""
+        return self.member, self.guided
 
     @property
     def random(self) -> bool:
@@ -88,28 +95,39 @@ class Plan(BaseModel):
         )
 
     @cached_property
-    def visits(self) -> Counter[str]:
-        """How many evaluations each member takes."""
-        return Counter(hop.member for hop, _ in self.evaluations)
+    def visits(self) -> Counter[tuple[str, bool]]:
+        """How many evaluations each member takes where guidance acts and where it does not: (member, guided) -> number."""
+        return Counter(hop.visit for hop, _ in self.evaluations)
 
     @property
     def steps(self) -> int:
         """Network evaluations of one image, a guided evaluation counting once; what the dial shows."""
         return len(self.evaluations)
 
+    def runs(self, guidance: float) -> int:
+        """Return how often a network runs for one image drawn with this guidance: twice where that acts."""
+        return self.steps + sum(hop.guided for hop, _ in self.evaluations if guidance)
+
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the members the plan visits, without repeats."""
-        return tuple(self.visits)
+        return tuple(dict.fromkeys(member for member, _ in self.visits))
 
 
 def plan(
-    member: str, times: Iterable[float], *, rule: Rule = "ddim", clip: bool = False, segments: int | None = None
+    member: str,
+    times: Iterable[float],
+    *,
+    rule: Rule = "ddim",
+    clip: bool = False,
+    segments: int | None = None,
+    guided: tuple[float, float] = (0.0, 1.0),
 ) -> Plan:
-    """Return the plan of one member and one rule through `times`, falling from 1 to 0."""
+    """Return the plan of one member and one rule through `times`, falling from 1 to 0; guided: the times at which guidance acts."""
     times = [float(time) for time in times]
+    low, high = guided
     hops = (
-        Hop(member=member, t=t, s=s, rule=rule, clip=clip, segments=segments)
+        Hop(member=member, t=t, s=s, rule=rule, clip=clip, segments=segments, guided=low <= t <= high)
         for t, s in zip(times, times[1:], strict=False)
     )
     return Plan(hops=tuple(hops))
@@ -131,14 +149,17 @@ def teacher_plan(
     times: Iterable[float] | None = None,
     segments: int | None = None,
     clip: bool = True,
+    guided: tuple[float, float] = (0.0, 1.0),
 ) -> Plan:
     """Return a teacher's plan of about `steps` evaluations, by default Algorithm 3 (aDDIM) through uniform times.
 
     Heun takes two evaluations a hop but the last, so `steps` evaluations are (steps + 1) // 2 hops.  segments: 0 for a
     student for the whole dial in the teacher's part, None for a teacher.  clip: whether x_hat has the range of images.
+    guided: times at which guidance acts.
     """
     hops = (steps + 1) // 2 if rule == "heun" else steps
-    return plan(member, uniform_times(hops) if times is None else times, rule=rule, clip=clip, segments=segments)
+    times = uniform_times(hops) if times is None else times
+    return plan(member, times, rule=rule, clip=clip, segments=segments, guided=guided)
 
 
 def uniform_times(steps: int) -> list[float]:

@@ -112,10 +112,13 @@ class Course:
         decode: Decode | None = None,
     ):
         """Arguments as `follow` has them, and the batch size."""
-        self.hops, self.schedule, self.taken, self.guidance = tuple(hops), schedule, taken, guidance
+        self.hops, self.schedule, self.taken = tuple(hops), schedule, taken
         self.told, self.decode = told, decode
-        rows = [coefficient_row(hop, schedule, guidance=guidance, variance=variance) for hop in hops]
-        seconds = [correction_row(hop, schedule, guidance=guidance) for hop in hops if hop.rule == "heun"]
+        self.guidance = [guidance if hop.guided else 0.0 for hop in hops]
+        """w of each hop."""
+        weighted = list(zip(hops, self.guidance, strict=True))
+        rows = [coefficient_row(hop, schedule, guidance=w, variance=variance) for hop, w in weighted]
+        seconds = [correction_row(hop, schedule, guidance=w) for hop, w in weighted if hop.rule == "heun"]
         tables = torch.stack(rows + seconds).float().to(device)[:, None].expand(-1, batch, -1).contiguous()
         self.tables = tables[: len(rows)]
         """Coefficients of each hop, float32 (hops, B, 8)."""
@@ -141,7 +144,7 @@ class Course:
         corrections = iter(self.corrections)
         for index, step in enumerate(self.hops):
             network, table, (at_t, at_s) = networks[step.member], self.tables[index], self.logsnr[index]
-            v, v_uncond = _evaluate(network, step, z, at_t, condition, self.guidance)
+            v, v_uncond = _evaluate(network, step, z, at_t, condition, self.guidance[index])
             stream = self.taken + index + 1
             fresh = noise(seeds, indices, z.shape[1:], stream=stream, device=z.device) if step.random else None
             if step.s == 0 and self.decode:
@@ -150,7 +153,7 @@ class Course:
                 return last_hop(z, v, table, v_uncond=v_uncond)
             z_s = take_hop(z, v, table, v_uncond=v_uncond, noise=fresh)
             if step.rule == "heun":
-                v, v_uncond = _evaluate(network, step, z_s, at_s, condition, self.guidance)
+                v, v_uncond = _evaluate(network, step, z_s, at_s, condition, self.guidance[index])
                 kept = halfway(step, self.schedule, z, z_s)
                 z_s = take_hop(z_s, v, next(corrections), v_uncond=v_uncond, noise=kept)
             z = z_s

@@ -193,7 +193,7 @@ class Engine:
     def _batches(self, turns: Sequence[Turn]) -> list[tuple[list[int], int]]:
         """Cut a wave into batches of like guidance, each with the bucket to pad it to: (turns' numbers, bucket)."""
         batches = []
-        guided = [turn.sample.guidance != 0 for turn in turns]
+        guided = [turn.guidance != 0 for turn in turns]
         for is_guided, group in groupby(sorted(range(len(turns)), key=guided.__getitem__), key=guided.__getitem__):
             numbers = list(group)
             network = self._networks[turns[numbers[0]].hop.member]

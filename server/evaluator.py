@@ -81,7 +81,7 @@ class Evaluator:
 
     def _replay(self, turn: Turn, bucket: int) -> Replay:
         """The shape of a batch's waves, made when it is first used."""
-        member, guided = turn.hop.member, turn.sample.guidance != 0
+        member, guided = turn.hop.member, turn.guidance != 0
         known = self.replays.get((member, guided, bucket))
         if known is None:
             known = self.replays[member, guided, bucket] = Replay(
@@ -114,7 +114,7 @@ class Evaluator:
         """Write all facts of a batch: coefficients, conditions, and which noise is drawn."""
         rows = [self._row(turn) for turn in padded]
         told.table[:] = [row for row, _ in rows]
-        told.table[:, Column.GUIDANCE] = [turn.sample.guidance for turn in padded]
+        told.table[:, Column.GUIDANCE] = [turn.guidance for turn in padded]
         told.ending[:] = told.table
         told.ending[:, Column.OUT_X] = 1.0  # what the image would be if it ended with this evaluation
         told.ending[:, [Column.OUT_EPS, Column.Z_VAR, Column.OUT_NOISE]] = 0.0

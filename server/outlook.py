@@ -12,6 +12,7 @@ from server.load import MARGIN
 from server.promises import DWELL_SECONDS, Brownout, Pressure
 from server.samples import Sample
 from server.scheduler import Scheduler
+from server.tickets import rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,7 @@ class Outlook:
     def _device_seconds(self, samples: Sequence[Sample]) -> float:
         """The samples alone on the device, as many in a wave as it takes."""
         pace, first = self._scheduler.pace, samples[0]
-        rows, guided = min(len(samples), pace.max_wave), first.guidance != 0
-        rounds = math.ceil(len(samples) / pace.max_wave)
-        visits = first.plan.visits.items()
-        drawing = rounds * sum(n * pace.wave_seconds(member, guided, rows, first.family) for member, n in visits)
+        rows, rounds = min(len(samples), pace.max_wave), math.ceil(len(samples) / pace.max_wave)
+        needs = rest(first).items()
+        drawing = rounds * sum(n * pace.wave_seconds(need.member, need.guided, rows, need.family) for need, n in needs)
         return drawing + pace.decode_seconds(len(samples), first.family)

@@ -60,6 +60,11 @@ class Turn:
         return self.evaluation.hop
 
     @property
+    def guidance(self) -> float:
+        """The sample's w where guidance acts, else 0."""
+        return self.sample.guidance if self.hop.guided else 0.0
+
+    @property
     def condition(self) -> tuple[int, ...]:
         """What the network is told: the sample's condition and, where it serves the whole dial, the segment count."""
         return self.sample.condition if self.hop.segments is None else (*self.sample.condition, self.hop.segments)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from server.samples import Sample, Turn
 
 if TYPE_CHECKING:
-    from diffusion.plans import Plan
+    from diffusion.plans import Hop, Plan
 
 Preview = Callable[[int, int, Any], None]
 """Called with a sample's place in its draw, the evaluations it has taken, and x_hat as uint8 (H, W, C)."""
@@ -89,13 +89,13 @@ class Ticket:
     @property
     def need(self) -> Need:
         """What its next evaluation needs."""
-        return _need(self.sample, self.sample.plan.evaluations[self.number].hop.member)
+        return _need(self.sample, self.sample.plan.evaluations[self.number].hop)
 
     @property
     def following(self) -> Need | None:
         """What it will need after its next evaluation; None when that is the last."""
         after = self.sample.plan.evaluations[self.number + 1 : self.number + 2]
-        return _need(self.sample, after[0].hop.member) if after else None
+        return _need(self.sample, after[0].hop) if after else None
 
     @property
     def pending(self) -> int:
@@ -130,9 +130,12 @@ class Ticket:
 def rest(sample: Sample, number: int = 0, plan: Plan | None = None) -> Counter[Need]:
     """Return how many evaluations of each need are still to come after `number`; plan: if the sample ended that way."""
     plan = plan or sample.plan
-    members = Counter(hop.member for hop, _ in plan.evaluations[number:]) if number else plan.visits
-    return Counter({_need(sample, member): evaluations for member, evaluations in members.items()})
+    visits = Counter(hop.visit for hop, _ in plan.evaluations[number:]) if number else plan.visits
+    needs: Counter[Need] = Counter()
+    for (member, guided), evaluations in visits.items():
+        needs[Need(sample.family, member, guided and sample.guidance != 0)] += evaluations
+    return needs
 
 
-def _need(sample: Sample, member: str) -> Need:
-    return Need(sample.family, member, sample.guidance != 0)
+def _need(sample: Sample, hop: Hop) -> Need:
+    return Need(sample.family, hop.member, hop.guided and sample.guidance != 0)

@@ -10,7 +10,7 @@ from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
 from training.command import Command, choose_device, data_of, integers, words
 from training.failures import CommandError
-from training.student_settings import StudentSettings, check_asked
+from training.student_settings import Interval, StudentSettings, check_asked
 from training.yardstick import Evaluation
 
 
@@ -24,8 +24,8 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
     family: Path
     """Folder of the family whose teacher is distilled."""
     arms: str = "paper"
-    """What to change, separated by commas: names of docs/ablations.md, or of groups of them: paper (the choices of
-    the paper's method), all (every arm of separate students), whole (one network for all step counts). The baseline is always there."""
+    """What to change, separated by commas: names of docs/ablations.md, or of groups of them: paper (the choices of the paper's
+    method), all (every arm of separate students), whole (one network for all step counts). The baseline is always there."""
     steps: str = "1,2,4,8,16"
     """Step counts, separated by commas."""
     iterations: int = Field(default=600, ge=1)
@@ -42,6 +42,8 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
     """Decay of the exponential moving average that is measured; warmed up as (1 + i) / (10 + i)."""
     guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
     """Guidance w baked into the students (cd); by default the family's, that of the teacher's positions."""
+    guidance_interval: Interval | None = None  # type: ignore[assignment]
+    """Times t at which that guidance acts, "0.25,0.75": 1 is noise, 0 the image; by default the teacher's own."""
     samples: int = Field(default=2000, ge=80)
     """Images per run behind each quality number; more than the 64 features, or the distance is meaningless."""
     seeds: int = Field(default=3, ge=1)
@@ -63,6 +65,8 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
         known = (*SETS, *(arm.name for arm in ARMS))
         arms, counts = chosen(words(self.arms, known, "arms")), tuple(integers(self.steps, "steps"))
         asked = self.model_dump(include=set(StudentSettings.model_fields))
+        within = self.guidance_interval or family.manifest.teacher.guidance_interval
+        asked |= {"guidance_interval": within}
         as_given = StudentSettings.model_validate(asked | {"guidance": self.guidance or 0.0})
         check_asked(as_given, counts, whole=any(arm.whole for arm in arms))
         guidance = family.manifest.guidance if self.guidance is None else self.guidance

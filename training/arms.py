@@ -45,6 +45,7 @@ def _trained_by(settings: StudentSettings, steps: int) -> dict[str, Any]:
         "poolings",
         "weights",
         "guidance_range",
+        "guidance_interval",
     }
     return settings.model_dump(exclude=said_by_objective) | {"objective": settings.objective(steps)}
 
@@ -78,6 +79,7 @@ ARMS = (
         "guidance drawn from a range, of which the network is told",
         lambda baseline: {"guidance_range": _around(baseline)},
     ),
+    Arm("guided-amid", "guidance at times from 1/4 to 3/4 alone", _with(guidance_interval=(0.25, 0.75))),
     Arm("multiscale", "differences compared at half the resolution too", _with(poolings=1)),
     Arm("eta-0.25", "a quarter of the variance in aDDIM", _with(eta=0.25)),
     Arm("eta-0.5", "half of the variance in aDDIM", _with(eta=0.5)),

@@ -63,7 +63,7 @@ def students_of(manifest: Manifest) -> tuple[Student, ...]:
 def combinable(manifest: Manifest) -> tuple[Student, ...]:
     """Return the students that one plan may visit: all of a family, which must have been distilled with one guidance.
 
-    Raises FamilyError where there are none, or of several guidances, or told different ranges of it.
+    Raises FamilyError where there are none, or of several guidances, told different ranges of it, or over different times.
     """
     students = students_of(manifest)
     guidances = sorted({manifest.member(student.member).guidance for student in students})
@@ -73,6 +73,10 @@ def combinable(manifest: Manifest) -> tuple[Student, ...]:
     if len({manifest.member(student.member).guidance_range for student in students}) != 1:
         raise FamilyError(
             f"plans cannot be composed: students of family {manifest.name!r} are told different ranges of guidance, or none"
+        )
+    if len({manifest.member(student.member).guidance_interval for student in students}) != 1:
+        raise FamilyError(
+            f"plans cannot be composed: guidance was baked into students of family {manifest.name!r} over different times"
         )
     return students
 

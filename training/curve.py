@@ -43,7 +43,7 @@ class Point(NamedTuple):
     """One measured point of a curve."""
 
     evaluations: int
-    """Times the network runs for one image: a guided evaluation of the teacher runs it twice."""
+    """Times the network runs for one image: an evaluation of the teacher runs it twice where guidance acts."""
     frechet: Measure
     agreement: Measure | None
 
@@ -52,7 +52,7 @@ def frontier_curves(frontier: Frontier) -> dict[str, list[Point]]:
     """Return the curves of what is served by source, points by rising evaluations."""
     curves: defaultdict[str, list[Point]] = defaultdict(list)
     for position in frontier.positions:
-        runs = position.steps * (2 if position.source == "teacher" and position.guidance else 1)
+        runs = position.plan.runs(position.guidance if position.source == "teacher" else 0.0)
         curves[position.source].append(Point(runs, position.frechet, position.agreement))
     return {source: sorted(curves[source], key=lambda point: point.evaluations) for source in NAMES if source in curves}
 
@@ -61,8 +61,7 @@ def sampler_curves(record: SamplersRecord) -> dict[tuple[Grid, Rule, float], lis
     """Return the teacher's curves by grid, rule and guidance, points by rising evaluations."""
     curves = defaultdict(list)
     for row in record.rows:
-        runs = row.evaluations * (2 if row.guidance else 1)
-        curves[row.grid, row.rule, row.guidance].append(Point(runs, row.frechet, row.agreement))
+        curves[row.grid, row.rule, row.guidance].append(Point(row.runs, row.frechet, row.agreement))
     return {key: sorted(points, key=lambda point: point.evaluations) for key, points in curves.items()}
 
 
@@ -90,7 +89,7 @@ def draw_curve(family: Family, samplers: SamplersRecord | None, out: Path) -> No
             continue
         style = {"color": "#57534e" if guidance else "#a8a29e", "linestyle": "-" if guidance else "--", "linewidth": 1}
         name = f"teacher, {rule}" + (
-            f", guided (w = {guidance:g}, each step runs it twice)" if guidance else ", unguided"
+            f", guided (w = {guidance:g}, a step may run it twice)" if guidance else ", unguided"
         )
         _line(left, right, points, name, marker=GREYS[rule], markersize=4, **style)
     for source, points in frontier_curves(frontier).items():
@@ -134,7 +133,7 @@ def draw_samplers(record: SamplersRecord, students: dict[str, list[Point]], out:
             for source, points in students.items():
                 colour, marker = BESIDE[source], LOOKS[source][1]
                 _distances(axes, points, NAMES[source], color=colour, marker=marker, markersize=6, linewidth=2.6)
-            guided = f"guided, w = {guidance:g} (an evaluation runs the network twice)" if guidance else "unguided"
+            guided = f"guided, w = {guidance:g} (an evaluation may run the network twice)" if guidance else "unguided"
             axes.set_title(f"{TITLES[grid]}; {guided}", fontsize=9)
             low, high = record.floor.mean - record.floor.spread, record.floor.mean + record.floor.spread
             axes.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")

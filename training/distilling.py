@@ -19,7 +19,7 @@ from training.preset import network_of, student_settings, teacher_settings
 from training.run import Run
 from training.student import distillation, new_student_run, new_whole_run, taught_by
 from training.student_probe import student_probe
-from training.student_settings import StudentSettings, check_asked, check_whole
+from training.student_settings import Interval, StudentSettings, check_asked, check_whole
 from training.trainer import fit
 from training.watch import Watch
 from training.world import World
@@ -48,6 +48,8 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
     guidance: float | None = Field(default=None, ge=0)  # type: ignore[assignment]
     """Guidance w baked into the students (cd, tract, pd), or with a range their default; by default the family's, that of the
     teacher's positions, or that of the student that teaches."""
+    guidance_interval: Interval | None = None  # type: ignore[assignment]
+    """Times t at which that guidance acts, "0.25,0.75": 1 is noise, 0 the image; by default those of whoever teaches."""
     data: str | None = None
     """Data to distil on; by default the teacher's (a folder has to be named again)."""
     runs: Path = Path("runs")
@@ -68,7 +70,8 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         segments = tuple([0] * self.teacher_part + counts)
         if self.teacher_part and not self.whole:
             raise CommandError("--teacher-part is for one network for the whole dial; give --whole too")
-        asked = self.model_dump(include=set(StudentSettings.model_fields)) | {"guidance": self.guidance or 0.0}
+        asked = self.model_dump(include=set(StudentSettings.model_fields))
+        asked |= {"guidance": self.guidance or 0.0, "guidance_interval": self.guidance_interval or (0.0, 1.0)}
         check_asked(StudentSettings.model_validate(asked), segments, whole=self.whole)
         if self.whole:
             check_whole(self)
@@ -106,7 +109,10 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         parts = sum(map(self.weight, counts)) if isinstance(counts, tuple) else 1
         batch = -(-self.batch // parts) * parts
         guidance = self._baked(family, counts) if self.guidance is None else self.guidance
-        return StudentSettings.model_validate(asked | {"guidance": guidance, "batch": batch})
+        within = self.guidance_interval or (taught_by(self, counts, family).guidance_interval if family else (0.0, 1.0))
+        return StudentSettings.model_validate(
+            asked | {"guidance": guidance, "guidance_interval": within, "batch": batch}
+        )
 
     def _baked(self, family: Family | None, counts: int | tuple[int, ...]) -> float:
         """The guidance of who teaches: the family's, a student's own, or without a family the preset's."""
@@ -176,6 +182,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
                 name=name,
                 steps=steps,
                 guidance=settings.guidance if settings.distils else 0.0,
+                interval=settings.guidance_interval if settings.distils else (0.0, 1.0),
                 record=training_record(run, data, provenance.command()),
                 data=data,
             )

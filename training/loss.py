@@ -130,7 +130,8 @@ def loss_at(
     told: the w (B,) that the student is told and the teacher guided by, in thousandths, where w is sampled.
     """
     asked = {
-        (o.method, o.teacher_rule, o.x_var, o.eta, o.guidance, o.guidance_range, o.teacher_told) for o in objectives
+        (o.method, o.teacher_rule, o.x_var, o.eta, o.guidance, o.guidance_interval, o.guidance_range, o.teacher_told)
+        for o in objectives
     }
     if len(asked) > 1:
         raise ValueError("objectives of one batch must agree in what they ask of the teacher")
@@ -209,7 +210,9 @@ class _Batch:
     def _taught(self, teacher: Network, z: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return the teacher's x, guided, and aDDIM's x_var (B,), from the unguided conditional output (appendix A.1)."""
         objective, (logsnr, alpha, sigma) = self.objective, self.at(time)
-        w = objective.guidance if self.told is None else columns(self.told.double() / GUIDANCE_PARTS, z)
+        low, high = objective.guidance_interval
+        w = torch.full_like(time, objective.guidance) if self.told is None else self.told.to(time) / GUIDANCE_PARTS
+        w = columns(torch.where((low <= time) & (time <= high), w, 0.0), z)
         if objective.teacher_told:
             v = guided = teacher(z, logsnr, self.condition_of_student).float()
         elif objective.guidance or self.told is not None:

@@ -13,6 +13,7 @@ from training.members import add_member, check_replaceable, is_trained, new_mani
 from training.opening import CODED, open_captioned
 from training.preset import teacher_settings
 from training.probe import teacher_probe
+from training.student_settings import Interval
 from training.teacher import TeacherSettings, new_teacher_run, teacher_loss
 from training.trainer import fit
 from training.watch import Watch
@@ -34,6 +35,8 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     """Where checkpoints, logs and sample grids go."""
     teacher_guidance: float = Field(default=1.0, ge=0)
     """Guidance w that the teacher's dial positions use by default; 0 for none."""
+    teacher_guidance_interval: Interval = (0.0, 1.0)
+    """Times t at which it acts, "0.25,0.75": 1 is noise, 0 the image. Students learn it so."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
 
@@ -70,7 +73,11 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         )
         if world.main:
             record = training_record(run, data, provenance.command())
-            add_member(self.family, empty, run, name="teacher", steps=None, guidance=0.0, record=record, data=data)
+            within = self.teacher_guidance_interval
+            add_member(
+                self.family, empty, run,
+                name="teacher", steps=None, guidance=0.0, interval=within, record=record, data=data,
+            )  # fmt: skip
         world.wait()
         again = "" if self.data in CODED else f" --data {self.data}"
         print(f"wrote the teacher of family {name}; next: stepdial distill --family {self.family}{again}")

@@ -100,6 +100,7 @@ def add_member(
     guidance: float,
     record: TrainingRecord,
     data: DataSet,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Family:
     """Write the run's EMA weights as a member, of our own networks in half precision, with golden samples, and return the family.
 
@@ -120,6 +121,7 @@ def add_member(
             role=role,
             steps=steps,
             guidance=guidance,
+            guidance_interval=interval,
             network=run.network.config,
             weights=write_tensors(folder, f"{name}.safetensors", weights),
             parameters=sum(value.numel() for value in weights.values()),

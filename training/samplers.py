@@ -39,6 +39,8 @@ class Sampled(_Record):
     """Network evaluations of one image, a guided one counting once though it runs the network twice."""
     guidance: float
     """Guidance w; 0 for none."""
+    runs: int
+    """How often the network runs for one image: twice in an evaluation where guidance acts."""
     frechet: Measure
     agreement: Measure | None
     agreement_held_out: Measure | None
@@ -84,7 +86,8 @@ def sampler_plans(
             for steps in evaluations:
                 hops = (steps + 1) // 2 if rule == "heun" else steps
                 times = karras_times(schedule, hops).tolist() if grid == "karras" else None
-                yield grid, teacher_plan(teacher.name, steps, rule=rule, times=times, clip=teacher.clips)
+                within = teacher.guidance_interval
+                yield grid, teacher_plan(teacher.name, steps, rule=rule, times=times, clip=teacher.clips, guided=within)
 
 
 def measure_samplers(
@@ -117,7 +120,7 @@ def measure_samplers(
     )
     record = beside(record, read_samplers(out) if out.exists() else record, out)
     guidances = tuple(dict.fromkeys((0.0, manifest.guidance if guided else 0.0)))
-    count = sum(plan.steps for _, plan in plans) * scorer.images * sum(2 if w else 1 for w in guidances)
+    count = sum(plan.runs(w) for _, plan in plans for w in guidances) * scorer.images
     scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
     out.parent.mkdir(parents=True, exist_ok=True)
     for guidance in guidances:
@@ -130,6 +133,7 @@ def measure_samplers(
                 grid=grid,
                 evaluations=plan.steps,
                 guidance=guidance,
+                runs=plan.runs(guidance),
                 **quality._asdict(),
                 measured=provenance_of(evaluation),
             )

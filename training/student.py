@@ -45,10 +45,13 @@ def _check_student_teaches(settings: StudentSettings, counts: Sequence[int], sou
         need = "exactly twice" if settings.method == "pd" else "a multiple of"
         told = ", ".join(map(str, wrong or counts))
         raise TrainingError(f"the steps of {source.name} are not {need} {told}, so their boundaries do not fit")
-    if (source.guidance, source.guidance_range) != (settings.guidance, settings.guidance_range):
+    low, high = source.guidance_interval
+    theirs = source.guidance, source.guidance_range, source.guidance_interval
+    if theirs != (settings.guidance, settings.guidance_range, settings.guidance_interval):
         raise TrainingError(
             f"{source.name} teaches its own guidance: --guidance {source.guidance:g}"
             + (" --guidance-range {:g},{:g}".format(*source.guidance_range) if source.guidance_range else "")
+            + (f" --guidance-interval {low:g},{high:g}" if (low, high) != (0.0, 1.0) else "")
         )
 
 

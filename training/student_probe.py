@@ -87,7 +87,8 @@ class _Part:
         if source.steps:
             plan, guidance, told = student_plan("teacher", hops), 0.0, self.told
         else:
-            plan, told = teacher_plan("teacher", hops, rule="ddim", clip=source.clips), ()
+            within = settings.guidance_interval
+            plan, told = teacher_plan("teacher", hops, rule="ddim", clip=source.clips, guided=within), ()
             guidance = settings.guidance if settings.distils else 0.0
         fine = self._path(self.teacher, plan, guidance, told)
         return fine[hops // self.steps - 1 :: hops // self.steps]

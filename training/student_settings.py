@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from diffusion.condition import GUIDANCE_PARTS
 from diffusion.manifest import Member
@@ -18,6 +18,20 @@ SHORT_ANNEAL = {1: (4, 48), 2: (8, 64), 4: (16, 96), 8: (16, 128), 16: (32, 128)
 """Teacher steps at the start and at the end of a short run's annealing, by student steps (docs/training.md)."""
 MANY = 1024
 """Segments that stand for infinitely many: times are drawn on a grid so fine, each segment one teacher step."""
+
+
+def _interval(value: Any) -> Any:
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        raise ValueError("must be two times, like 0.25,0.75") from None
+    if not 0 <= low < high <= 1:
+        raise ValueError("must rise within 0 to 1, like 0.25,0.75")
+    return value
+
+
+Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
+"""Times between which guidance acts, both included: 1 is noise, 0 the image."""
 
 
 class StudentSettings(Schedule):
@@ -38,6 +52,8 @@ class StudentSettings(Schedule):
     """Guidance w baked into the students (cd, tract, pd); with a range, the one that they draw with unless told another."""
     guidance_range: tuple[float, float] | None = None
     """Range of guidance that the students learn, "0,3": each image's w is drawn from it, and the network is told it."""
+    guidance_interval: Interval = (0.0, 1.0)
+    """Times t at which the teacher's guidance acts, "0.25,0.75": 1 is noise, 0 the image."""
     teacher_rule: Literal["addim", "ddim"] = "addim"
     """How the teacher steps (cd, tract, pd); a student that teaches steps by ddim."""
     x_var: Literal["sample", "analytic"] = "sample"
@@ -117,6 +133,8 @@ class StudentSettings(Schedule):
         common: dict[str, Any] = {"method": self.method, "student_steps": steps, "guidance": self.guidance}
         common |= {"teacher_rule": self.teacher_rule, "x_var": self.x_var, "eta": self.eta}
         common |= {"poolings": self.poolings, "weight": self.weight(steps)}
+        if self.guidance or self.guidance_range:
+            common["guidance_interval"] = self.guidance_interval
         if self.guidance_range:
             common |= {"guidance": 0.0, "guidance_range": self.guidance_range}
         common |= self._recipe(steps)
@@ -131,7 +149,11 @@ class StudentSettings(Schedule):
         if source:
             assert source.steps is not None
             common |= {"teacher_steps_start": source.steps, "teacher_steps_end": source.steps, "teacher_rule": "ddim"}
-            common |= {"guidance": 0.0, "teacher_told": source.guidance_range is not None}
+            common |= {
+                "guidance": 0.0,
+                "guidance_interval": (0.0, 1.0),
+                "teacher_told": source.guidance_range is not None,
+            }
         return Objective.model_validate(common)
 
     def _recipe(self, steps: int) -> dict[str, Any]:

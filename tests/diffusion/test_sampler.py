@@ -198,6 +198,26 @@ def test_guidance_is_the_conditional_prediction_moved_away_from_the_unconditiona
     assert seen == [[1], [1, 0]]
 
 
+def test_guidance_acts_within_its_interval_alone_and_costs_nothing_elsewhere():
+    rows = []
+
+    def network(z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
+        rows.append(len(z))
+        return z * condition.view(-1, 1, 1, 1).float() / 10
+
+    def draw(plan: Plan, w: float) -> Tensor:
+        told = {"seeds": [0], "indices": [0], "shape": SHAPE, "guidance": w}
+        return sample({"m": network}, plan, SCHEDULE, torch.tensor([[1]]), **told)
+
+    between = teacher_plan("m", 4, rule="ddim", guided=(0.25, 0.75))
+    assert [hop.guided for hop in between.hops] == [False, True, True, True]  # both ends are within
+    guided = draw(between, 2.0)
+    assert rows == [1, 2, 2, 2] and between.runs(2.0) == 7 and between.runs(0.0) == between.steps == 4
+    always, never = (draw(teacher_plan("m", 4, rule="ddim"), w) for w in (2.0, 0.0))
+    assert torch.equal(draw(between, 0.0), never)
+    assert not torch.equal(guided, always) and not torch.equal(guided, never)
+
+
 def test_students_are_visited_in_the_plans_order_at_the_plans_times():
     visited = []
 

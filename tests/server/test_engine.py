@@ -50,6 +50,7 @@ def through(*hops: tuple[str, float, str]) -> Plan:
 
 
 PLANS = {
+    "guided amid": teacher_plan("teacher", 5, guided=(0.3, 0.7)),
     "heun": teacher_plan("teacher", 9, rule="heun"),
     "heun, then noise": through(
         ("teacher", 0.75, "heun"),

@@ -1,6 +1,7 @@
 """Who is next: nobody starves, and what is predicted holds. Pure rules under a clock of their own."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count, cycle
 from typing import Any, cast
@@ -9,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.plans import Hop, Plan, student_plan
+from diffusion.plans import Hop, Plan, student_plan, teacher_plan
 from server.lanes import PATIENCE, Lanes
 from server.load import Load
 from server.pace import DECODER, Pace
 from server.samples import Sample
-from server.tickets import Drawn, Ticket, rest
+from server.tickets import Drawn, Need, Ticket, rest
 
 WAVE = 0.05
 """Seconds of a wave where the tests do not say otherwise."""
@@ -204,6 +205,10 @@ def test_alone_on_the_device_the_prediction_is_exact() -> None:
     pace.observe("a", False, 1, 0.01)
     pace.observe("a", False, 4, 0.02)
     assert Load([], pace).seconds_until_drawn([rest(Sample(composed("a", "a"), (), 1))]) == pytest.approx(0.02)
+    pace.observe("a", True, 1, 0.03)
+    half = Sample(teacher_plan("a", 2, guided=(0.25, 0.75)), (), 1, guidance=1.0)
+    assert Load([], pace).seconds_until_drawn([rest(half)]) == pytest.approx(0.01 + 0.03)
+    assert rest(half, 1) == Counter({Need("", "a", True): 1})  # guidance acts in its second hop alone
     five: list[Any] = [rest(Sample(composed("a"), (), seed)) for seed in range(5)]
     assert Load([], pace).seconds_until_drawn(five) == pytest.approx(0.04)
     crowd = Load([ticket(composed("a"), 0.0) for _ in range(8)], pace)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import stepdial
 from diffusion.family import Family, FamilyError, open_family
-from diffusion.manifest import Member
+from diffusion.files import write_json
+from diffusion.manifest import MANIFEST, Member
 from tests.server.tiny import write_tiny_family
 from training.composition import combinable
 from training.objective import teacher_steps
@@ -129,6 +130,29 @@ def test_easy_consistency_tuning_and_the_multiscale_loss_are_trained_and_recorde
         assert member.guidance == 0.0
 
 
+def test_students_learn_the_teachers_guidance_where_it_acts_unless_told_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    family = open_family(folder)
+    teacher = family.manifest.teacher
+    assert teacher is not None
+    within = teacher.model_copy(update={"guidance_interval": (0.25, 0.75)})
+    write_json(folder, MANIFEST, family.manifest.model_copy(update={"members": (within,)}))
+    assert [hop.guided for hop in open_family(folder).positions[32].hops].count(True) == 17
+    assert not distil(monkeypatch, folder, "--steps", "4")
+    assert not distil(monkeypatch, folder, "--steps", "2", "--method", "pd")  # taught by the student
+    assert not distil(monkeypatch, folder, "--steps", "1,2", "--whole", "--guidance-interval", "0,0.5")
+    manifest = open_family(folder).manifest
+    found = {member.name: member.guidance_interval for member in manifest.members}
+    assert found == {"teacher": (0.25, 0.75), "student-4": (0.25, 0.75), "student-2": (0.25, 0.75), "whole": (0.0, 0.5)}
+    assert manifest.member("student-4").training.settings["objective"]["guidance_interval"] == [0.25, 0.75]
+    with pytest.raises(FamilyError, match="guidance was baked into students of family 'digits' over different times"):
+        combinable(manifest)
+    other = ["--steps", "1", "--method", "pd", "--guidance-interval", "0,1"]
+    assert distil(monkeypatch, folder, *other) == 1
+    assert "student-2 teaches its own guidance: --guidance 1 --guidance-interval 0.25,0.75" in capsys.readouterr().err
+
+
 def test_students_of_sampled_guidance_record_their_range_and_draw_with_what_is_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -216,6 +240,11 @@ REFUSED = [
     ),
     (["--steps", "2", "--guidance-range", "3"], "--guidance-range: must be two numbers, like 0,3, got"),
     (["--steps", "2", "--guidance-range=-1,3"], "--guidance-range: must rise from 0 or more, like 0,3, got"),
+    (["--steps", "2", "--guidance-interval", "0.25"], "--guidance-interval: must be two times, like 0.25,0.75, got"),
+    (
+        ["--steps", "2", "--guidance-interval", "0.5,2"],
+        "--guidance-interval: must rise within 0 to 1, like 0.25,0.75, got",
+    ),
     (["--steps", "2", "--guidance-range", "0,3", "--guidance", "4"], "--guidance 4 is outside of --guidance-range 0,3"),
     (["--steps", "two"], "--steps must be whole numbers from 1 to 1024 separated by commas, got 'two'"),
     (["--lr", "fast"], "--lr: Input should be a valid number"),

@@ -167,18 +167,22 @@ def test_the_student_is_asked_at_s_then_at_t_and_the_teacher_once_at_t():
     assert torch.allclose(t - s, torch.full_like(t, 1 / 16), atol=2e-4)
 
 
-def test_z_s_is_one_addim_step_of_the_guided_teacher_whose_variance_is_the_unguided_ones():
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
+def test_z_s_is_one_addim_step_of_the_guided_teacher_whose_variance_is_the_unguided_ones(interval: tuple[float, float]):
     condition = torch.arange(8)[:, None] + 1
 
     def fake(z: Tensor, logsnr: Tensor, wanted: Tensor) -> Tensor:
         return 0.4 * z + 0.2 * wanted.view(-1, 1, 1, 1) * torch.sin(3 * z)
 
     x, student, w = pictures(), Recorder(), 1.5
-    objective = Objective(student_steps=2, teacher_steps_start=8, teacher_steps_end=8, guidance=w, eta=0.6)
+    steps = {"student_steps": 2, "teacher_steps_start": 8, "teacher_steps_end": 8}
+    objective = Objective(**steps, guidance=w, guidance_interval=interval, eta=0.6)
     teacher = Recorder(fake)
     mixed_loss(student, teacher, (objective,), SCHEDULE, x, condition, iteration=0, generator=generator())
     (z_s, logsnr_s, _), (z_t, logsnr_t, _) = student.calls
     assert [list(call[2][:, 0]) for call in teacher.calls] == [[*range(1, 9), *[0] * 8]]
+    acts = [interval[0] <= time <= interval[1] for time in SCHEDULE.time(logsnr_t.double()).tolist()]
+    assert any(acts) and all(acts) == (interval == (0.0, 1.0))
     for row in range(8):
         z, true = z_t[row].double().numpy().ravel(), x[row].double().numpy().ravel()
         (alpha_t, sigma_t), (alpha_s, sigma_s) = (
@@ -186,7 +190,7 @@ def test_z_s_is_one_addim_step_of_the_guided_teacher_whose_variance_is_the_ungui
         )
         plain = 0.4 * z
         named = 0.4 * z + 0.2 * (row + 1) * np.sin(3 * z)
-        unguided, guided = (alpha_t * z - sigma_t * v for v in (named, named + w * (named - plain)))
+        unguided, guided = (alpha_t * z - sigma_t * v for v in (named, named + acts[row] * w * (named - plain)))
         x_var = 0.6 * np.mean((unguided - true) ** 2)
         expected = paper.addim(guided, z, x_var, alpha_t, sigma_t, alpha_s, sigma_s)
         assert np.allclose(z_s[row].numpy().ravel(), expected, atol=3e-3, rtol=1e-3)
