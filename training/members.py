@@ -78,7 +78,7 @@ def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Sc
     A setting that came after the record was made must be at its default, which is what everything did before.
     """
     defaults = {name: field.default for name, field in type(schedule).model_fields.items()}
-    before, now = (_complete(defaults | json.loads(json.dumps(known))) for known in (record.settings, settings))
+    before, now = (_complete(json.loads(json.dumps(defaults | known))) for known in (record.settings, settings))
     return (before, record.iterations) == (now, schedule.iterations)
 
 

@@ -237,7 +237,7 @@ def test_a_table_with_holes_names_them_and_a_file_that_is_no_result_is_refused(
 
 def test_a_setting_that_came_later_does_not_make_a_member_untrained(judged: Family):
     now = BASE.model_dump(mode="json")
-    older = {name: value for name, value in now.items() if name not in ("anneal", "huber_epsilon")}
+    older = {name: value for name, value in now.items() if name not in ("anneal", "huber_epsilon", "guidance_interval")}
 
     def alike(settings: dict, schedule: StudentSettings = BASE, iterations: int = 600) -> bool:
         update = {"settings": settings, "iterations": iterations}
@@ -248,7 +248,7 @@ def test_a_setting_that_came_later_does_not_make_a_member_untrained(judged: Fami
     assert not alike(older | {"lr": 1.0}) and not alike(older | {"more": 1}) and not alike(now, iterations=599)
     assert not alike(older, BASE.model_copy(update={"anneal": False}))
     learnt = BASE.objective(2).model_dump(mode="json")
-    before = {name: value for name, value in learnt.items() if name not in ("poolings", "weight", "guidance_range")}
+    before = {name: value for name, value in learnt.items() if name not in ("poolings", "weight", "guidance_interval")}
     record = judged.manifest.teacher.training.model_copy(
         update={"settings": now | {"objective": before}, "iterations": 600}
     )
