@@ -9,7 +9,15 @@ from diffusion import provenance
 from diffusion.uvit import PRESETS
 from training.command import Reading, Spreading, made, named
 from training.estimate import Work
-from training.members import add_member, check_replaceable, is_trained, new_manifest, progress_grid, training_record
+from training.members import (
+    add_member,
+    check_replaceable,
+    guide_teacher,
+    is_trained,
+    new_manifest,
+    progress_grid,
+    training_record,
+)
 from training.opening import CODED, open_captioned
 from training.preset import teacher_settings
 from training.probe import teacher_probe
@@ -34,7 +42,7 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     runs: Path = Path("runs")
     """Where checkpoints, logs and sample grids go."""
     teacher_guidance: float = Field(default=1.0, ge=0)
-    """Guidance w that the teacher's dial positions use by default; 0 for none."""
+    """Guidance w that the teacher's dial positions use by default; 0 for none. It is changed of a teacher that is there already."""
     teacher_guidance_interval: Interval = (0.0, 1.0)
     """Times t at which it acts, "0.25,0.75": 1 is noise, 0 the image. Students learn it so."""
     device: str = "auto"
@@ -56,7 +64,9 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         run = new_teacher_run(settings, data, self.runs / name / "teacher", world.device)
         self.spread(run, world)
         if is_trained(self.family, "teacher", run):
-            print(f"family {name} has this teacher already")
+            changed = world.main and guide_teacher(self.family, guidance, self.teacher_guidance_interval, world.device)
+            told = ", guided as asked for now; its students learnt it as it was" if changed else ""
+            print(f"family {name} has this teacher already{told}")
             return
         check_replaceable(self.family)
         if world.main:

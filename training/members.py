@@ -133,11 +133,34 @@ def add_member(
         if role == "teacher":
             manifest = manifest.model_copy(update={"variance": measure_variance(family, data, run.device)})
             family = Family(folder, manifest, None)
-        golden = write_golden(folder, golden_samples(family, member, run.device))
-        write_json(
-            folder, MANIFEST, Manifest.model_validate(manifest.model_copy(update={"golden": golden}).model_dump())
-        )
+        _write(family, member, run.device)
     return open_family(folder)
+
+
+def guide_teacher(folder: Path, guidance: float, interval: tuple[float, float], device: torch.device) -> bool:
+    """Have a family's teacher guided so from now on, and return whether it was not before.
+
+    What was measured of it is forgotten, its golden samples are drawn anew; students keep what they learnt.
+    """
+    with locked(folder):
+        family = open_family(folder)
+        manifest, teacher = family.manifest, family.manifest.teacher
+        assert teacher is not None
+        if (manifest.guidance, teacher.guidance_interval) == (guidance, interval):
+            return False
+        forget(folder, teacher.name, family)
+        told = teacher.model_copy(update={"guidance_interval": interval})
+        members = tuple(told if member == teacher else member for member in manifest.members)
+        manifest = manifest.model_copy(update={"guidance": guidance, "members": members})
+        _write(Family(folder, manifest, None), told, device)
+    return True
+
+
+def _write(family: Family, member: Member, device: torch.device) -> None:
+    """Write the manifest of a family, and the golden samples, those of this member drawn anew."""
+    golden = write_golden(family.folder, golden_samples(family, member, device))
+    manifest = family.manifest.model_copy(update={"golden": golden})
+    write_json(family.folder, MANIFEST, Manifest.model_validate(manifest.model_dump()))
 
 
 def _weights(run: Run, name: str) -> dict[str, Tensor]:

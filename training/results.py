@@ -64,6 +64,6 @@ def beside(fresh: G, known: G, file: Path) -> G:
     """
     check_overwrite(file, known.extent, fresh.extent)
     if known.model_copy(update={"rows": ()}) != fresh.model_copy(update={"rows": ()}):
-        print(f"{file} is of fewer images or networks, and will be replaced")
+        print(f"{file} is of fewer images or networks, or of other guidance, and will be replaced")
         return fresh
     return fresh.model_copy(update={"rows": known.rows})

@@ -59,6 +59,8 @@ class SamplersRecord(_Record):
     """What distances are taken to."""
     judge: str
     """What takes them."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times at which guidance acts."""
     samples: int
     """Images of each run."""
     seeds: tuple[int, ...]
@@ -113,6 +115,7 @@ def measure_samplers(
         teacher=manifest.teacher.weights.sha256,
         reference=yardstick.reference,
         judge=yardstick.description,
+        guidance_interval=manifest.teacher.guidance_interval,
         samples=evaluation.samples,
         seeds=evaluation.seeds,
         floor=floor,

@@ -18,6 +18,7 @@ from diffusion.files import write_tensors
 from training.evaluate import evaluate
 from training.features import JUDGE
 from training.measuring import Evaluate
+from training.members import draw
 from training.yardstick import Evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,24 @@ def test_training_killed_and_started_again_writes_the_very_same_weights(
     assert len({family.manifest.teacher.weights.sha256 for family in families}) == 1
     assert len({family.manifest.golden.sha256 for family in families}) == 1
     assert {family.manifest.teacher.training.iterations for family in families} == {48}
+
+
+def test_a_teacher_that_is_there_already_is_guided_as_asked_and_its_golden_samples_are_drawn_so(
+    family: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("training.making.is_trained", lambda *_: True)
+    before = list(family.golden())
+    otherwise = ["--teacher-guidance", 2, "--teacher-guidance-interval", "0.25,0.75"]
+    for said in ("already, guided as asked for now; its students learnt it as it was\n", "already\n"):
+        capsys.readouterr()
+        assert not call(monkeypatch, *train(family.folder.parent), *otherwise)
+        assert capsys.readouterr().out.endswith(f"family digits has this teacher {said}")
+    now = open_family(family.folder)
+    assert now.manifest.guidance == 2.0 and now.manifest.members[0].guidance_interval == (0.25, 0.75)
+    for (entry, image), (_, once) in zip(now.golden(), before, strict=True):
+        asked = torch.tensor([entry.condition])
+        drawn = draw(now, now.golden_plan(entry), asked, seeds=[entry.seed], indices=[entry.index])[0]
+        assert torch.equal(drawn, image) and not torch.equal(image, once)
 
 
 def test_what_is_trained_already_is_not_trained_again(
