@@ -129,7 +129,7 @@ JOBS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo $$(( $(CORES) < 
 THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 STEPDIAL = OMP_NUM_THREADS=$(THREADS) $(BIN)/stepdial
 TEACHER_ITERATIONS ?= 13000
-WHOLE_ITERATIONS ?= 4500
+WHOLE_ITERATIONS ?= 9000
 ITERATIONS_1 ?= 1500
 ITERATIONS_2 ?= 1100
 ITERATIONS_4 ?= 950
