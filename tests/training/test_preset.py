@@ -69,7 +69,16 @@ def test_the_settings_of_every_preset_are_settings_of_the_commands_and_nearly_al
         assert wanted.items() <= student.model_dump(mode="json").items() and student.method == method
         of_distillation = {"guidance", "teacher_rule", "x_var", "eta"}
         left_out = set(StudentSettings.model_fields) - set(wanted) - of_distillation
-        options = {"distance", "huber_epsilon", "taught_by", "guidance_range", "teacher_steps", "poolings", "weights"}
+        options = {
+            "distance",
+            "huber_epsilon",
+            "taught_by",
+            "guidance_range",
+            "guidance_interval",
+            "teacher_steps",
+            "poolings",
+            "weights",
+        }
         assert left_out <= options, "a preset states what it is"
 
 
