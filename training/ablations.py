@@ -187,7 +187,7 @@ class Laboratory:
                 name=trial.member,
                 steps=None if trial.arm.whole else trial.counts[0],
                 guidance=trial.settings.guidance if trial.settings.distils else 0.0,
-                interval=trial.settings.guidance_interval if trial.settings.distils else (0.0, 1.0),
+                interval=trial.settings.interval_baked_in,
                 record=training_record(run, self.data, self.evaluation.command),
                 data=self.data,
             )

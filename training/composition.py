@@ -5,7 +5,7 @@ a sequence of students, and its times follow.  Times are exact fractions here an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -60,12 +60,12 @@ def students_of(manifest: Manifest) -> tuple[Student, ...]:
     return tuple(sorted(separate + whole))
 
 
-def combinable(manifest: Manifest) -> tuple[Student, ...]:
-    """Return the students that one plan may visit: all of a family, which must have been distilled with one guidance.
+def combinable(manifest: Manifest, members: Collection[str] | None = None) -> tuple[Student, ...]:
+    """Return the students that one plan may visit: all of a family, or of these members, distilled with one guidance.
 
     Raises FamilyError where there are none, or of several guidances, told different ranges of it, or over different times.
     """
-    students = students_of(manifest)
+    students = tuple(s for s in students_of(manifest) if members is None or s.member in members)
     guidances = sorted({manifest.member(student.member).guidance for student in students})
     if len(guidances) != 1:
         found = f"students of guidance {', '.join(f'{w:g}' for w in guidances)}" if guidances else "no student"

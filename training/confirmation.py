@@ -103,7 +103,7 @@ def search_dial(
     if out.exists():
         fresh = Extent(evaluation.samples, len(evaluation.seeds), {yardstick.reference, yardstick.description})
         check_overwrite(out, read_result(SearchRecord, out, "stepdial evaluate --search").extent, fresh)
-    students = tuple(student for student in combinable(family.manifest) if student.member in members)
+    students = combinable(family.manifest, members)
     latent = 4 * samples * math.prod(family.manifest.shape)
     search = Search(scorer, breadth(students, limit, evaluations=evaluations, held=MEMORY // latent), samples)
     cost, used = search.breadth.cost(), sorted({student.member for student in students})

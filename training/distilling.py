@@ -182,7 +182,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
                 name=name,
                 steps=steps,
                 guidance=settings.guidance if settings.distils else 0.0,
-                interval=settings.guidance_interval if settings.distils else (0.0, 1.0),
+                interval=settings.interval_baked_in,
                 record=training_record(run, data, provenance.command()),
                 data=data,
             )

@@ -41,10 +41,12 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     """Folder to write the family to; its name is the folder's."""
     runs: Path = Path("runs")
     """Where checkpoints, logs and sample grids go."""
-    teacher_guidance: float = Field(default=1.0, ge=0)
-    """Guidance w that the teacher's dial positions use by default; 0 for none. It is changed of a teacher that is there already."""
-    teacher_guidance_interval: Interval = (0.0, 1.0)
-    """Times t at which it acts, "0.25,0.75": 1 is noise, 0 the image. Students learn it so."""
+    teacher_guidance: float | None = Field(default=None, ge=0)
+    """Guidance w that the teacher's dial positions use by default; 0 for none, 1 if not said. Said of a teacher that is there
+    already, it is changed."""
+    teacher_guidance_interval: Interval | None = None
+    """Times t at which it acts, "0.25,0.75": 1 is noise, 0 the image; all if not said, or changed
+    likewise. Students learn it so."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: the GPU if there is one."""
 
@@ -59,15 +61,19 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
             data = open_captioned(self.data, self.resolution, self.augmentation, self.prompts)
         print(data)
         name = self.family.resolve().name
-        guidance = self.teacher_guidance if data.conditioning.sizes else 0.0
+        guidance = 1.0 if self.teacher_guidance is None else self.teacher_guidance
+        guidance = guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
         run = new_teacher_run(settings, data, self.runs / name / "teacher", world.device)
         self.spread(run, world)
         if is_trained(self.family, "teacher", run):
-            changed = world.main and guide_teacher(self.family, guidance, self.teacher_guidance_interval, world.device)
-            told = ", guided as asked for now; its students learnt it as it was" if changed else ""
-            print(f"family {name} has this teacher already{told}")
+            world.wait()
+            if world.main and data.conditioning.sizes:
+                guide_teacher(self.family, self.teacher_guidance, self.teacher_guidance_interval, world.device)
+            world.wait()
+            print(f"family {name} has this teacher already")
             return
+        within = self.teacher_guidance_interval or (0.0, 1.0)
         check_replaceable(self.family)
         if world.main:
             made("--family", self.family)
@@ -77,13 +83,12 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
             run,
             data,
             lambda network, x, condition, _, generator: teacher_loss(settings, network, x, condition, generator),
-            draw=progress_grid(empty, data),
+            draw=progress_grid(empty, data, guided=within),
             watch=Watch(run, probe, times=self.probes, tracker=self.tracker),
             workers=self.workers,
         )
         if world.main:
             record = training_record(run, data, provenance.command())
-            within = self.teacher_guidance_interval
             add_member(
                 self.family, empty, run,
                 name="teacher", steps=None, guidance=0.0, interval=within, record=record, data=data,

@@ -137,8 +137,10 @@ def add_member(
     return open_family(folder)
 
 
-def guide_teacher(folder: Path, guidance: float, interval: tuple[float, float], device: torch.device) -> bool:
-    """Have a family's teacher guided so from now on, and return whether it was not before.
+def guide_teacher(
+    folder: Path, guidance: float | None, interval: tuple[float, float] | None, device: torch.device
+) -> None:
+    """Have a family's teacher guided so from now on, None for as before, and say so where that is new.
 
     What was measured of it is forgotten, its golden samples are drawn anew; students keep what they learnt.
     """
@@ -146,14 +148,19 @@ def guide_teacher(folder: Path, guidance: float, interval: tuple[float, float], 
         family = open_family(folder)
         manifest, teacher = family.manifest, family.manifest.teacher
         assert teacher is not None
+        guidance = manifest.guidance if guidance is None else guidance
+        interval = interval or teacher.guidance_interval
         if (manifest.guidance, teacher.guidance_interval) == (guidance, interval):
-            return False
+            return
         forget(folder, teacher.name, family)
         told = teacher.model_copy(update={"guidance_interval": interval})
         members = tuple(told if member == teacher else member for member in manifest.members)
         manifest = manifest.model_copy(update={"guidance": guidance, "members": members})
         _write(Family(folder, manifest, None), told, device)
-    return True
+    low, high = interval
+    print(
+        f"its teacher is guided with w = {guidance:g} at times from {low:g} to {high:g} now; its students learnt it as it was"
+    )
 
 
 def _write(family: Family, member: Member, device: torch.device) -> None:
@@ -282,17 +289,19 @@ def progress_grid(
     steps: int | None = None,
     segments: tuple[int, ...] = (),
     told: tuple[int, ...] = (),
+    guided: tuple[float, float] = (0.0, 1.0),
     decode: Decode | None = None,
 ) -> Callable[[nn.Module, Path], None]:
     """Return a function (network, file) that draws fixed samples on the way.
 
     32 of a student at its steps, or of a teacher (no steps, no segments) at 16; 8 at each count of a student for the
     whole dial, a row each, infinitely many being 16.  told: what the network finds in the condition after the slots.
+    guided: times at which a teacher's guidance acts.
     """
     guidance = 0.0 if steps or segments else manifest.guidance
     plans = [student_plan("member", count or 16, count) for count in segments]
     if not plans:
-        plans = [student_plan("member", steps) if steps else teacher_plan("member", 16, rule="ddim")]
+        plans = [student_plan("member", steps) if steps else teacher_plan("member", 16, rule="ddim", guided=guided)]
     count = 8 if segments else 32
     _, condition = data.batch(0, count, seed=0)
 

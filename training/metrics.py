@@ -21,7 +21,7 @@ from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
 from training.results import Extent, beside, read_result
 from training.rulers import Metric, Reference, Ruler, judge_of, ruler
-from training.scores import Scorer, View, evaluations
+from training.scores import Scorer, View
 from training.yardstick import Evaluation, Yardstick, measure
 
 
@@ -147,7 +147,7 @@ def measure_metrics(
     record = beside(fresh, read_metrics(out) if out.exists() else fresh, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     members = sorted({member for plan in plans for member in plan.members})
-    scorer.announce("metrics", sum(evaluations([plan]) for plan in plans) * scorer.images, members)
+    scorer.announce("metrics", sum(plan.runs(family.guidance(plan)) for plan in plans) * scorer.images, members)
     for plan in plans:
         row = _row(scorer, rulers, plan)
         print(summary(row))

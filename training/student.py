@@ -51,7 +51,7 @@ def _check_student_teaches(settings: StudentSettings, counts: Sequence[int], sou
         raise TrainingError(
             f"{source.name} teaches its own guidance: --guidance {source.guidance:g}"
             + (" --guidance-range {:g},{:g}".format(*source.guidance_range) if source.guidance_range else "")
-            + (f" --guidance-interval {low:g},{high:g}" if (low, high) != (0.0, 1.0) else "")
+            + (f" --guidance-interval {low:g},{high:g}" if (low, high) != settings.guidance_interval else "")
         )
 
 

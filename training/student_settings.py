@@ -108,6 +108,11 @@ class StudentSettings(Schedule):
         return value
 
     @property
+    def interval_baked_in(self) -> tuple[float, float]:
+        """Times at which the guidance that is learnt acts; all of them where there is none."""
+        return self.guidance_interval if self.distils and (self.guidance or self.guidance_range) else (0.0, 1.0)
+
+    @property
     def distils(self) -> bool:
         """Whether there is a teacher; else data alone teaches, which cannot be guided."""
         return self.method in DISTILLING
@@ -133,8 +138,7 @@ class StudentSettings(Schedule):
         common: dict[str, Any] = {"method": self.method, "student_steps": steps, "guidance": self.guidance}
         common |= {"teacher_rule": self.teacher_rule, "x_var": self.x_var, "eta": self.eta}
         common |= {"poolings": self.poolings, "weight": self.weight(steps)}
-        if self.guidance or self.guidance_range:
-            common["guidance_interval"] = self.guidance_interval
+        common |= {"guidance_interval": self.interval_baked_in}
         if self.guidance_range:
             common |= {"guidance": 0.0, "guidance_range": self.guidance_range}
         common |= self._recipe(steps)
