@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from diffusion.autoencoder import AutoencoderConfig
 from diffusion.backbone import Backbone, BackboneConfig
 from diffusion.condition import Conditioning, TextConditioning, Tokenizer
-from diffusion.plans import Hop, Plan, student_plan, teacher_plan
+from diffusion.plans import ALL_TIMES, Hop, Plan, student_plan, teacher_plan
 from diffusion.schedule import CosineSchedule
 from diffusion.text import TextConfig
 from diffusion.uvit import UViT, UViTConfig
@@ -83,7 +83,7 @@ class Member(_Record):
     guidance: float = Field(default=0.0, ge=0)
     """Guidance w baked into a student, or, of a student that is told it, its default; 0 for the teacher, which is guided while
     sampling."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = ALL_TIMES
     """Times t at which guidance acts, 1 the noisiest: the teacher's while sampling, a student's in what was baked in."""
     network: NetworkConfig
     """All that is needed to build the network."""

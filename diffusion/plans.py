@@ -19,6 +19,8 @@ from kernels import Column
 Rule = Literal["ddim", "addim", "ancestral", "noise_ddim", "heun"]
 """ddim: equation 4.  addim: equation 14.  ancestral: a draw from q(z_s | z_t, x_hat), equation 1.  noise_ddim: DDIM of
 x_hat plus noise of the posterior's variance (appendix A.4).  heun: second order, two evaluations a hop but the last."""
+ALL_TIMES = (0.0, 1.0)
+"""The interval of guidance that acts all the way."""
 Variance = Callable[[Tensor], Tensor]
 """logsnr (any shape) -> per-dimension variance x_var of x given z_t, eta inside."""
 
@@ -121,7 +123,7 @@ def plan(
     rule: Rule = "ddim",
     clip: bool = False,
     segments: int | None = None,
-    guided: tuple[float, float] = (0.0, 1.0),
+    guided: tuple[float, float] = ALL_TIMES,
 ) -> Plan:
     """Return the plan of one member and one rule through `times`, falling from 1 to 0; guided: the times at which guidance acts."""
     times = [float(time) for time in times]
@@ -149,7 +151,7 @@ def teacher_plan(
     times: Iterable[float] | None = None,
     segments: int | None = None,
     clip: bool = True,
-    guided: tuple[float, float] = (0.0, 1.0),
+    guided: tuple[float, float] = ALL_TIMES,
 ) -> Plan:
     """Return a teacher's plan of about `steps` evaluations, by default Algorithm 3 (aDDIM) through uniform times.
 

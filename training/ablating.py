@@ -6,6 +6,7 @@ from pydantic import Field
 
 from diffusion import provenance
 from diffusion.family import open_family
+from diffusion.plans import ALL_TIMES
 from training.ablations import RESULTS, ablate
 from training.arms import ARMS, SETS, chosen, trials
 from training.command import Command, choose_device, data_of, integers, words
@@ -65,12 +66,12 @@ class Ablate(StudentSettings, Command):  # type: ignore[misc]
         known = (*SETS, *(arm.name for arm in ARMS))
         arms, counts = chosen(words(self.arms, known, "arms")), tuple(integers(self.steps, "steps"))
         asked = self.model_dump(include=set(StudentSettings.model_fields))
-        within = self.guidance_interval or family.manifest.teacher.guidance_interval
-        asked |= {"guidance_interval": within}
-        as_given = StudentSettings.model_validate(asked | {"guidance": self.guidance or 0.0})
+        given = {"guidance": self.guidance or 0.0, "guidance_interval": self.guidance_interval or ALL_TIMES}
+        as_given = StudentSettings.model_validate(asked | given)
         check_asked(as_given, counts, whole=any(arm.whole for arm in arms))
         guidance = family.manifest.guidance if self.guidance is None else self.guidance
-        baseline = StudentSettings.model_validate(asked | {"guidance": guidance})
+        within = self.guidance_interval or family.manifest.teacher.guidance_interval
+        baseline = StudentSettings.model_validate(asked | {"guidance": guidance, "guidance_interval": within})
         out = self.results / f"{family.name}.json"
         folder = self.runs / family.name
         evaluation = Evaluation(

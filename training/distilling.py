@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from diffusion import provenance
 from diffusion.family import Family, open_family
 from diffusion.manifest import MANIFEST
+from diffusion.plans import ALL_TIMES
 from diffusion.uvit import PRESETS
 from training.command import Reading, Spreading, data_of, integers, made
 from training.datasets import DataSet
@@ -71,7 +72,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         if self.teacher_part and not self.whole:
             raise CommandError("--teacher-part is for one network for the whole dial; give --whole too")
         asked = self.model_dump(include=set(StudentSettings.model_fields))
-        asked |= {"guidance": self.guidance or 0.0, "guidance_interval": self.guidance_interval or (0.0, 1.0)}
+        asked |= {"guidance": self.guidance or 0.0, "guidance_interval": self.guidance_interval or ALL_TIMES}
         check_asked(StudentSettings.model_validate(asked), segments, whole=self.whole)
         if self.whole:
             check_whole(self)
@@ -109,7 +110,7 @@ class Distill(StudentSettings, Reading, Spreading):  # type: ignore[misc]
         parts = sum(map(self.weight, counts)) if isinstance(counts, tuple) else 1
         batch = -(-self.batch // parts) * parts
         guidance = self._baked(family, counts) if self.guidance is None else self.guidance
-        within = self.guidance_interval or (taught_by(self, counts, family).guidance_interval if family else (0.0, 1.0))
+        within = self.guidance_interval or (taught_by(self, counts, family).guidance_interval if family else ALL_TIMES)
         return StudentSettings.model_validate(
             asked | {"guidance": guidance, "guidance_interval": within, "batch": batch}
         )

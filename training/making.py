@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from diffusion import provenance
+from diffusion.plans import ALL_TIMES
 from diffusion.uvit import PRESETS
 from training.command import Reading, Spreading, made, named
 from training.estimate import Work
@@ -73,7 +74,7 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
             world.wait()
             print(f"family {name} has this teacher already")
             return
-        within = self.teacher_guidance_interval or (0.0, 1.0)
+        within = self.teacher_guidance_interval or ALL_TIMES
         check_replaceable(self.family)
         if world.main:
             made("--family", self.family)

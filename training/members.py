@@ -20,7 +20,7 @@ from diffusion.family import Family, FamilyError, open_family
 from diffusion.files import write_golden, write_json, write_tensors
 from diffusion.manifest import FRONTIER, MANIFEST, TEACHER_STEPS, GoldenSample, Manifest, Member, Role, TrainingRecord
 from diffusion.pictures import grid, save_picture
-from diffusion.plans import Plan, student_plan, teacher_plan
+from diffusion.plans import ALL_TIMES, Plan, student_plan, teacher_plan
 from diffusion.sampler import Decode, sample
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import UViT
@@ -100,7 +100,7 @@ def add_member(
     guidance: float,
     record: TrainingRecord,
     data: DataSet,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: tuple[float, float] = ALL_TIMES,
 ) -> Family:
     """Write the run's EMA weights as a member, of our own networks in half precision, with golden samples, and return the family.
 
@@ -289,7 +289,7 @@ def progress_grid(
     steps: int | None = None,
     segments: tuple[int, ...] = (),
     told: tuple[int, ...] = (),
-    guided: tuple[float, float] = (0.0, 1.0),
+    guided: tuple[float, float] = ALL_TIMES,
     decode: Decode | None = None,
 ) -> Callable[[nn.Module, Path], None]:
     """Return a function (network, file) that draws fixed samples on the way.

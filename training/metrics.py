@@ -40,6 +40,8 @@ class Row(_Record):
     """What was run."""
     weights: dict[str, str] = {}
     """SHA-256 of the weights of the plan's members."""
+    guidance: float = 0.0
+    """w of the teacher; 0 for students, and of real images."""
     metrics: tuple[Metric, ...]
     """One for each network."""
     agreement: Measure | None = None
@@ -52,8 +54,11 @@ class Row(_Record):
     """How."""
 
     def is_of(self, family: Family) -> bool:
-        """Tell whether the family still has what was run."""
-        return self.weights == (weights(family, self.plan) if self.plan else {})
+        """Tell whether the family still draws so: with these weights, this plan and this guidance."""
+        if self.plan is None:
+            return True
+        drawn = self.plan in family.plans(self.steps) and family.guidance(self.plan) == self.guidance
+        return drawn and self.weights == weights(family, self.plan)
 
 
 def weights(family: Family, plan: Plan) -> dict[str, str]:
@@ -166,13 +171,15 @@ def _row(scorer: Scorer, rulers: list[Ruler], plan: Plan) -> Row:
     def drawn(prompts: DataSet, samples: int) -> list[dict[str, np.ndarray]]:
         return [scorer.see([plan], prompts, samples, seed, guidance=None, label=about)[0] for seed in evaluation.seeds]
 
-    runs, unseen = drawn(data, evaluation.samples), drawn(*scorer.held_out) if scorer.held_out else []
+    held_out = scorer.held_out
+    runs, unseen = drawn(data, evaluation.samples), drawn(*held_out) if held_out else []
     names = {one.extractor.name: one.extractor.name for one in rulers} | {"judge": "features"}
     return Row(
         steps=plan.steps,
         source=source,
         plan=plan,
         weights=weights(scorer.family, plan),
+        guidance=scorer.family.guidance(plan),
         metrics=tuple(one.metric([run[names[one.extractor.name]] for run in runs]) for one in rulers),
         agreement=_mean(runs, "right") if data.conditioning.sizes else None,
         agreement_held_out=_mean(unseen, "right") if unseen else None,

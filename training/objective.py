@@ -28,6 +28,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffusion.plans import ALL_TIMES
+
 Method = Literal["diffusion", "ct", "ect", "cd", "tract", "pd"]
 DISTILLING = ("cd", "tract", "pd")
 """Methods that learn from a teacher; the others learn from data alone."""
@@ -66,7 +68,7 @@ class Objective(BaseModel):
     """Classifier-free guidance w baked into the student: x_cond + w (x_cond - x_uncond); x_var stays unguided."""
     guidance_range: tuple[float, float] | None = None
     """Range from which each image's w is drawn, of which the student is told; instead of one w that is baked in."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = ALL_TIMES
     """Times t, both ends included, at which that guidance acts; at others the teacher is asked unguided."""
     teacher_told: bool = False
     """Whether the network that is distilled is itself a student that is told w, and guided so."""

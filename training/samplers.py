@@ -10,7 +10,7 @@ from diffusion.family import FamilyError
 from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
 from diffusion.manifest import Member
-from diffusion.plans import Plan, Rule, teacher_plan
+from diffusion.plans import ALL_TIMES, Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
 from training.evaluate import provenance_of
 from training.results import Extent, beside, read_result
@@ -59,7 +59,7 @@ class SamplersRecord(_Record):
     """What distances are taken to."""
     judge: str
     """What takes them."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = ALL_TIMES
     """Times at which guidance acts."""
     samples: int
     """Images of each run."""

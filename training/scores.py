@@ -104,10 +104,8 @@ class Scorer:
     @property
     def held_out(self) -> tuple[DataSet, int] | None:
         """Prompts that training never saw, and how many of them a run draws; None where nothing is held out."""
-        data = self.yardstick.data
-        return (
-            (data.unseen(), max(1, self.evaluation.samples // HELD_OUT_PART)) if isinstance(data, Procedural) else None
-        )
+        data, part = self.yardstick.data, max(1, self.evaluation.samples // HELD_OUT_PART)
+        return (data.unseen(), part) if isinstance(data, Procedural) else None
 
     def key(self, plans: Sequence[Plan], *asked: object) -> str:
         """Return a file name for what is computed of plans and of whatever else JSON says was asked."""
@@ -159,7 +157,7 @@ class Scorer:
 
     def quality(self, plans: Sequence[Plan], *, guidance: float | None = None, label: str) -> list[Quality]:
         """Measure plans over the evaluation's seeds; all plans get the same prompts and noise."""
-        data, samples = self.yardstick.data, self.evaluation.samples
+        data, samples, held_out = self.yardstick.data, self.evaluation.samples, self.held_out
         distances: list[list[float]] = []
         right: list[list[float]] = []
         unseen: list[list[float]] = []
@@ -167,8 +165,8 @@ class Scorer:
             scores = self.score(plans, data, samples, seed, guidance=guidance, label=label)
             distances.append([self.yardstick.distance(plan.features) for plan in scores])
             right.append([plan.right.mean() for plan in scores])
-            if self.held_out:
-                scores = self.score(plans, *self.held_out, seed, guidance=guidance, label=label)
+            if held_out:
+                scores = self.score(plans, *held_out, seed, guidance=guidance, label=label)
                 unseen.append([plan.right.mean() for plan in scores])
         return [
             Quality(

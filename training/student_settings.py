@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from diffusion.condition import GUIDANCE_PARTS
 from diffusion.manifest import Member
+from diffusion.plans import ALL_TIMES
 from training.failures import TrainingError
 from training.objective import DISTILLING, Objective
 from training.schedule import Schedule
@@ -52,7 +53,7 @@ class StudentSettings(Schedule):
     """Guidance w baked into the students (cd, tract, pd); with a range, the one that they draw with unless told another."""
     guidance_range: tuple[float, float] | None = None
     """Range of guidance that the students learn, "0,3": each image's w is drawn from it, and the network is told it."""
-    guidance_interval: Interval = (0.0, 1.0)
+    guidance_interval: Interval = ALL_TIMES
     """Times t at which the teacher's guidance acts, "0.25,0.75": 1 is noise, 0 the image."""
     teacher_rule: Literal["addim", "ddim"] = "addim"
     """How the teacher steps (cd, tract, pd); a student that teaches steps by ddim."""
@@ -110,7 +111,7 @@ class StudentSettings(Schedule):
     @property
     def interval_baked_in(self) -> tuple[float, float]:
         """Times at which the guidance that is learnt acts; all of them where there is none."""
-        return self.guidance_interval if self.distils and (self.guidance or self.guidance_range) else (0.0, 1.0)
+        return self.guidance_interval if self.distils and (self.guidance or self.guidance_range) else ALL_TIMES
 
     @property
     def distils(self) -> bool:
@@ -155,7 +156,7 @@ class StudentSettings(Schedule):
             common |= {"teacher_steps_start": source.steps, "teacher_steps_end": source.steps, "teacher_rule": "ddim"}
             common |= {
                 "guidance": 0.0,
-                "guidance_interval": (0.0, 1.0),
+                "guidance_interval": ALL_TIMES,
                 "teacher_told": source.guidance_range is not None,
             }
         return Objective.model_validate(common)
@@ -200,6 +201,10 @@ def check_asked(settings: StudentSettings, counts: Sequence[int], *, whole: bool
         raise TrainingError(
             f"--guidance {settings.guidance:g}: method {settings.method} trains on data alone, which has no guidance to bake in; "
             f"leave it out, or take {', '.join(DISTILLING)}"
+        )
+    if settings.guidance_interval != ALL_TIMES and not settings.distils:
+        raise TrainingError(
+            f"--guidance-interval: method {settings.method} trains on data alone, which has no guidance; leave it out"
         )
     if settings.teacher_steps and settings.method in ("pd", "ect"):
         own = "two steps of what it halves" if settings.method == "pd" else "stages of its own"

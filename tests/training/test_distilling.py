@@ -240,6 +240,10 @@ REFUSED = [
     ),
     (["--steps", "2", "--guidance-range", "3"], "--guidance-range: must be two numbers, like 0,3, got"),
     (["--steps", "2", "--guidance-range=-1,3"], "--guidance-range: must rise from 0 or more, like 0,3, got"),
+    (
+        ["--steps", "2", "--method", "ct", "--guidance-interval", "0.25,0.75"],
+        "--guidance-interval: method ct trains on data alone, which has no guidance; leave it out",
+    ),
     (["--steps", "2", "--guidance-interval", "0.25"], "--guidance-interval: must be two times, like 0.25,0.75, got"),
     (
         ["--steps", "2", "--guidance-interval", "0.5,2"],

@@ -114,6 +114,8 @@ def test_what_was_measured_of_weights_that_the_family_no_longer_has_is_neither_t
     flags = ["--metrics", "--results", file.parent]
     assert not evaluate(monkeypatch, judged, tmp_path, *flags, "--positions", 1)
     record = read_metrics(file)
+    family, drawn = open_family(judged), record.rows[1]
+    assert drawn.is_of(family) and not drawn.model_copy(update={"guidance": 2.0}).is_of(family)
     older = record.rows[1].model_copy(update={"weights": {"student-1": "0" * 64}})
     file.write_text(record.model_copy(update={"rows": (record.rows[0], older)}).model_dump_json())
     monkeypatch.chdir(tmp_path)
