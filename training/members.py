@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -83,11 +84,15 @@ def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Sc
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with every field of their objectives, those that came later at their defaults."""
+    """Return recorded settings with every field of objectives and conditioning, those that came later at their defaults."""
+    asked = TypeAdapter(Conditioning).validate_python(settings["conditioning"]) if "conditioning" in settings else None
     learnt = {name: settings[name] for name in ("objective", "objectives") if name in settings}
     many = [Objective.model_validate(one).model_dump(mode="json") for one in learnt.get("objectives", [])]
     one = Objective.model_validate(learnt.get("objective", {})).model_dump(mode="json")
-    return settings | {name: many if name == "objectives" else one for name in learnt}
+    filled: dict[str, Any] = {name: many if name == "objectives" else one for name in learnt}
+    if asked is not None:
+        filled["conditioning"] = asked.model_dump(mode="json")
+    return settings | filled
 
 
 def add_member(

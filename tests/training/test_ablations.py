@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import stepdial
+from diffusion.condition import PromptConditioning
 from diffusion.family import Family, open_family
 from diffusion.files import write_tensors
 from training.ablations import AblationsRecord, read_ablations
@@ -254,6 +255,11 @@ def test_a_setting_that_came_later_does_not_make_a_member_untrained(judged: Fami
     )
     assert trained_alike(record, now | {"objective": learnt}, BASE)
     assert not trained_alike(record, now | {"objective": learnt | {"poolings": 1}}, BASE)
+    asked = PromptConditioning(template="a {colour} dot", slots={"colour": ("red", "blue")}).model_dump(mode="json")
+    without = {name: value for name, value in asked.items() if name != "relation"}
+    record = record.model_copy(update={"settings": now | {"conditioning": without}})
+    assert trained_alike(record, now | {"conditioning": asked}, BASE)
+    assert not trained_alike(record, now | {"conditioning": asked | {"template": "{colour} dots"}}, BASE)
 
 
 def test_the_time_of_training_is_told_as_it_was_recorded(judged: Family):
