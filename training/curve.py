@@ -176,22 +176,24 @@ def _line(left: Any, right: Any, points: list[Point], name: str, **style: Any) -
     _distances(left, points, name, **style)
     asked = [(point.evaluations, point.agreement) for point in points if point.agreement]
     if asked:
-        right.errorbar(
-            [at for at, _ in asked], [100 * a.mean for _, a in asked], yerr=[100 * a.spread for _, a in asked],
-            capsize=2, **style,
-        )  # fmt: skip
+        below = [100 * a.spread for _, a in asked]
+        above = [100 * min(a.spread, 1 - a.mean) for _, a in asked]
+        means = [100 * a.mean for _, a in asked]
+        right.errorbar([at for at, _ in asked], means, yerr=[below, above], capsize=2, **style)
 
 
 def _finish(left: Any, right: Any, frontier: Frontier) -> None:
     """Put the floor, scales and names of the axes on."""
-    floors = [position.floor.mean for position in frontier.positions]
-    left.axhspan(min(floors), max(floors), color="#fde68a", alpha=0.6, label="as many real images")
+    floors = [position.floor for position in frontier.positions]
+    low, high = min(floor.mean - floor.spread for floor in floors), max(floor.mean + floor.spread for floor in floors)
+    left.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")
     left.set_yscale("log")
     for axis_format in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_format("{x:g}")
-    right.set_ylim(top=min(100.5, right.get_ylim()[1]))
-    left.set_ylabel(DISTANCE)
-    right.set_ylabel("images in which everything asked for is seen, %")
+    lowest = right.get_ylim()[0]
+    right.set_ylim(top=100 + (100 - lowest) / 30)
+    left.set_ylabel(DISTANCE, fontsize=8)
+    right.set_ylabel("images in which everything asked for is seen, %", fontsize=8)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
