@@ -1,6 +1,6 @@
 # make serve   serve the bundled family and its page on http://127.0.0.1:8000 (HOST=, PORT=, FAMILY= change it)
 # make test    lint, types, all tests
-# make family  train the bundled families anew, from nothing; what is trained already is not trained again (docs/training.md)
+# make family  train the bundled families: from nothing where they were removed, else what is not there as the recipes have it (docs/training.md)
 # make measure  measure FAMILY as it is, search its dial, and write the tables of README.md and docs/
 # make pictures  draw the strip and the curve of docs/ from FAMILY as it is
 # make paper   the paper's tables and figures at small scale, on families/digits; make paper-table-1 ... paper-figure-5 do one of them (docs/paper.md)

@@ -190,8 +190,8 @@ def _finish(left: Any, right: Any, frontier: Frontier) -> None:
     left.set_yscale("log")
     for axis_format in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_format("{x:g}")
-    lowest = right.get_ylim()[0]
-    right.set_ylim(top=100 + (100 - lowest) / 30)
+    lowest = min(95, right.get_ylim()[0])  # some images of a thousand are no trend
+    right.set_ylim(lowest, 100 + (100 - lowest) / 30)
     left.set_ylabel(DISTANCE, fontsize=8)
     right.set_ylabel("images in which everything asked for is seen, %", fontsize=8)
     for axes in (left, right):

@@ -76,9 +76,12 @@ def check_replaceable(folder: Path) -> None:
 def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Schedule) -> bool:
     """Tell whether a record is of a whole run of these settings, which are the schedule's and more.
 
-    A setting that came after the record was made must be at its default, which is what everything did before.
+    A setting that came after the record was made must be at its default, which is what everything did before. A precision left
+    to the hardware is that of the record, which was made on hardware of its own.
     """
     defaults = {name: field.default for name, field in type(schedule).model_fields.items()}
+    if settings.get("precision") == "auto":
+        settings = settings | {"precision": record.settings.get("precision", "auto")}
     before, now = (_complete(json.loads(json.dumps(defaults | known))) for known in (record.settings, settings))
     return (before, record.iterations) == (now, schedule.iterations)
 

@@ -255,6 +255,9 @@ def test_a_setting_that_came_later_does_not_make_a_member_untrained(judged: Fami
     )
     assert trained_alike(record, now | {"objective": learnt}, BASE)
     assert not trained_alike(record, now | {"objective": learnt | {"poolings": 1}}, BASE)
+    elsewhere = record.model_copy(update={"settings": now | {"precision": "bf16"}})
+    assert trained_alike(elsewhere, now | {"precision": "auto"}, BASE)
+    assert not trained_alike(elsewhere, now | {"precision": "fp32"}, BASE)
     asked = PromptConditioning(template="a {colour} dot", slots={"colour": ("red", "blue")}).model_dump(mode="json")
     without = {name: value for name, value in asked.items() if name != "relation"}
     record = record.model_copy(update={"settings": now | {"conditioning": without}})
