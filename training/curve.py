@@ -135,8 +135,7 @@ def draw_samplers(record: SamplersRecord, students: dict[str, list[Point]], out:
                 _distances(axes, points, NAMES[source], color=colour, marker=marker, markersize=6, linewidth=2.6)
             guided = f"guided, w = {guidance:g} (an evaluation may run the network twice)" if guidance else "unguided"
             axes.set_title(f"{TITLES[grid]}; {guided}", fontsize=9)
-            low, high = record.floor.mean - record.floor.spread, record.floor.mean + record.floor.spread
-            axes.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")
+            _floor(axes, [record.floor])
             _scale(axes)
         row[0].set_ylabel(DISTANCE, fontsize=8)
     panels[0][-1].legend(fontsize=8, frameon=False)
@@ -165,6 +164,12 @@ def _scale(axes: Any) -> None:
     axes.grid(alpha=0.3)
 
 
+def _floor(axes: Any, floors: list[Measure]) -> None:
+    """Draw the band of the distances of as many real images, with their spreads."""
+    low, high = min(floor.mean - floor.spread for floor in floors), max(floor.mean + floor.spread for floor in floors)
+    axes.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")
+
+
 def _distances(axes: Any, points: list[Point], name: str, **style: Any) -> None:
     """Draw the distances of a curve, with their spreads."""
     spreads = [point.frechet.spread for point in points]
@@ -184,9 +189,7 @@ def _line(left: Any, right: Any, points: list[Point], name: str, **style: Any) -
 
 def _finish(left: Any, right: Any, frontier: Frontier) -> None:
     """Put the floor, scales and names of the axes on."""
-    floors = [position.floor for position in frontier.positions]
-    low, high = min(floor.mean - floor.spread for floor in floors), max(floor.mean + floor.spread for floor in floors)
-    left.axhspan(max(low, 1e-3), high, color="#fde68a", alpha=0.6, label="as many real images")
+    _floor(left, [position.floor for position in frontier.positions])
     left.set_yscale("log")
     for axis_format in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_format("{x:g}")

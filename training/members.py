@@ -88,14 +88,15 @@ def trained_alike(record: TrainingRecord, settings: dict[str, Any], schedule: Sc
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
     """Return recorded settings with every field of objectives and conditioning, those that came later at their defaults."""
-    asked = TypeAdapter(Conditioning).validate_python(settings["conditioning"]) if "conditioning" in settings else None
-    learnt = {name: settings[name] for name in ("objective", "objectives") if name in settings}
-    many = [Objective.model_validate(one).model_dump(mode="json") for one in learnt.get("objectives", [])]
-    one = Objective.model_validate(learnt.get("objective", {})).model_dump(mode="json")
-    filled: dict[str, Any] = {name: many if name == "objectives" else one for name in learnt}
-    if asked is not None:
+    filled = dict(settings)
+    if "conditioning" in settings:
+        asked: Conditioning = TypeAdapter(Conditioning).validate_python(settings["conditioning"])
         filled["conditioning"] = asked.model_dump(mode="json")
-    return settings | filled
+    if "objective" in settings:
+        filled["objective"] = Objective.model_validate(settings["objective"]).model_dump(mode="json")
+    if "objectives" in settings:
+        filled["objectives"] = [Objective.model_validate(one).model_dump(mode="json") for one in settings["objectives"]]
+    return filled
 
 
 def add_member(
