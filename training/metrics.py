@@ -13,13 +13,12 @@ from torch import Tensor
 
 from diffusion.condition import PromptConditioning
 from diffusion.family import Family, FamilyError
-from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance, Source
 from diffusion.plans import Plan
 from training.datasets import DataError, DataSet
 from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
-from training.results import Extent, beside, read_result
+from training.results import Extent, add_row, beside, read_result
 from training.rulers import Metric, Reference, Ruler, judge_of, ruler
 from training.scores import Scorer, View
 from training.yardstick import Evaluation, Yardstick, measure
@@ -150,15 +149,16 @@ def measure_metrics(
         rows=(_real(rulers, evaluation),),
     )
     record = beside(fresh, read_metrics(out) if out.exists() else fresh, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     members = sorted({member for plan in plans for member in plan.members})
     scorer.announce("metrics", sum(plan.runs(family.guidance(plan)) for plan in plans) * scorer.images, members)
+
+    def replaces(row: Row, known: Row) -> bool:
+        return known.plan == row.plan or not known.is_of(family)
+
     for plan in plans:
         row = _row(scorer, rulers, plan)
         print(summary(row))
-        rows = [*(known for known in record.rows if known.plan != plan and known.is_of(family)), row]
-        record = record.model_copy(update={"rows": tuple(sorted(rows, key=lambda row: (row.steps, row.source)))})
-        write_json(out.parent, out.name, record)
+        record = add_row(record, row, out, read_metrics, replaces=replaces, order=lambda one: (one.steps, one.source))
     scorer.forget()
     return record
 

@@ -1,13 +1,15 @@
 """Result files of the commands that measure."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from diffusion.files import write_json
 from training.datasets import DataError
 from training.failures import first_fault
+from training.members import locked
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -43,7 +45,7 @@ class Growing(Protocol):
         """Return a copy with other values, as pydantic does."""
 
 
-G = TypeVar("G", bound=Growing)
+G = TypeVar("G", bound=Growing)  # all of them pydantic models, which a protocol cannot say
 
 
 def check_overwrite(file: Path, known: Extent, fresh: Extent) -> None:
@@ -67,3 +69,27 @@ def beside(fresh: G, known: G, file: Path) -> G:
         print(f"{file} is of fewer images or networks, or of other guidance, and will be replaced")
         return fresh
     return fresh.model_copy(update={"rows": known.rows})
+
+
+def add_row(
+    record: G,
+    row: Any,
+    file: Path,
+    read: Callable[[Path], G],
+    *,
+    replaces: Callable[[Any, Any], bool],
+    order: Callable[[Any], Any],
+) -> G:
+    """Write the record with a row more, beside what the file holds by now, to which others may be adding; return it.
+
+    replaces: whether the row (first) stands for a known one (second).  order: by what rows are sorted.
+
+    Raises DataError as beside does.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file.parent):
+        known = beside(record, read(file), file) if file.exists() else record
+        rows = [*(one for one in known.rows if not replaces(row, one)), row]
+        grown = known.model_copy(update={"rows": tuple(sorted(rows, key=order))})
+        write_json(file.parent, file.name, cast(BaseModel, grown))
+        return grown

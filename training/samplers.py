@@ -7,13 +7,12 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 from diffusion.family import FamilyError
-from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
 from diffusion.manifest import Member
 from diffusion.plans import ALL_TIMES, Plan, Rule, teacher_plan
 from diffusion.schedule import CosineSchedule, karras_times
 from training.evaluate import provenance_of
-from training.results import Extent, beside, read_result
+from training.results import Extent, add_row, beside, read_result
 from training.scores import Scorer
 
 Grid = Literal["cosine", "karras"]
@@ -125,7 +124,6 @@ def measure_samplers(
     guidances = tuple(dict.fromkeys((0.0, manifest.guidance if guided else 0.0)))
     count = sum(plan.runs(w) for _, plan in plans for w in guidances) * scorer.images
     scorer.announce("the teacher's samplers", count, [manifest.teacher.name])
-    out.parent.mkdir(parents=True, exist_ok=True)
     for guidance in guidances:
         for grid, plan in plans:
             rule = plan.hops[0].rule
@@ -141,12 +139,14 @@ def measure_samplers(
                 measured=provenance_of(evaluation),
             )
             print(f"{label}: distance {row.frechet.mean:.2f} ± {row.frechet.spread:.2f}")
-            others = [known for known in record.rows if _place(known) != _place(row)]
-            record = record.model_copy(update={"rows": tuple(sorted([*others, row], key=_place))})
-            write_json(out.parent, out.name, record)
+            record = add_row(record, row, out, read_samplers, replaces=_replaces, order=_place)
     return record
 
 
 def _place(row: Sampled) -> tuple[float, int, int, int]:
     """Where a row stands: unguided ones first, then by grid, rule and evaluations."""
     return row.guidance, GRIDS.index(row.grid), get_args(Rule).index(row.rule), row.evaluations
+
+
+def _replaces(row: Sampled, known: Sampled) -> bool:
+    return _place(row) == _place(known)
