@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from diffusion import provenance
+from diffusion.family import open_family
 from diffusion.plans import ALL_TIMES
 from diffusion.uvit import PRESETS
 from training.command import Reading, Spreading, made, named
@@ -40,6 +41,8 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
     Without it captions are not used."""
     family: Annotated[Path, AfterValidator(named)]
     """Folder to write the family to; its name is the folder's."""
+    start: Path | None = None
+    """Folder of a family of the same network and conditions, with whose teacher's weights training begins."""
     runs: Path = Path("runs")
     """Where checkpoints, logs and sample grids go."""
     teacher_guidance: float | None = Field(default=None, ge=0)
@@ -65,7 +68,8 @@ class Train(TeacherSettings, Reading, Spreading):  # type: ignore[misc]
         guidance = 1.0 if self.teacher_guidance is None else self.teacher_guidance
         guidance = guidance if data.conditioning.sizes else 0.0
         empty = new_manifest(name, data, settings.noise_schedule(), guidance=guidance)
-        run = new_teacher_run(settings, data, self.runs / name / "teacher", world.device)
+        start = open_family(self.start) if self.start else None
+        run = new_teacher_run(settings, data, self.runs / name / "teacher", world.device, start)
         self.spread(run, world)
         if is_trained(self.family, "teacher", run):
             world.wait()

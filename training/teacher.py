@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from diffusion.family import Family
 from diffusion.schedule import CosineSchedule
 from diffusion.uvit import PRESETS, UViT, UViTConfig
 from training.datasets import DataError, DataSet
@@ -83,17 +84,34 @@ def _fitting(data: DataSet, *, scaled: bool) -> str:
     return ", ".join(found) or f"none has {data.channels} channels"
 
 
-def new_teacher_run(settings: TeacherSettings, data: DataSet, folder: Path, device: torch.device) -> Run:
-    """Build the network from the settings' seed and return its run, at iteration 0."""
+def new_teacher_run(
+    settings: TeacherSettings, data: DataSet, folder: Path, device: torch.device, start: Family | None = None
+) -> Run:
+    """Build the network from the settings' seed and return its run, at iteration 0.
+
+    start: the family whose teacher's weights it begins with instead.  Raises DataError where they are of another network.
+    """
     torch.manual_seed(settings.seed)
-    network = UViT(settings.network(data)).to(device)
+    network = UViT(settings.network(data))
     recorded = {
         "data": data.name,
         "conditioning": data.conditioning.model_dump(mode="json"),
         **data.identity,
         **settings.model_dump(mode="json"),
     }
-    return Run(network, settings, folder, settings=recorded)
+    if start:
+        recorded["start_sha256"] = _begin(network, start)
+    return Run(network.to(device), settings, folder, settings=recorded)
+
+
+def _begin(network: UViT, start: Family) -> str:
+    """Give a new network the weights of a family's teacher, and return their SHA-256."""
+    teacher = start.manifest.teacher
+    if teacher is None or teacher.network != network.config:
+        whose = "has no teacher" if teacher is None else "has a teacher of another network, or of other conditions"
+        raise DataError(f"--start: family {start.manifest.name!r} {whose}, so training cannot begin with its weights")
+    network.load_state_dict(start.network(teacher.name).state_dict())
+    return teacher.weights.sha256
 
 
 def teacher_loss(
