@@ -89,6 +89,26 @@ def test_what_is_trained_already_is_not_trained_again(
     assert not (family.folder.parent / "runs").exists()
 
 
+def test_a_teacher_begins_with_the_weights_of_another_familys(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    hardly = ["--iterations", 1, "--lr", 1e-12, "--start", family.folder]
+    assert not call(monkeypatch, *train(tmp_path / "new"), *hardly)
+    fresh = open_family(tmp_path / "new" / "digits")
+    before, after = (one.network("teacher").state_dict() for one in (family, fresh))
+    assert all(torch.allclose(after[name], value, atol=1e-3) for name, value in before.items())
+    first, now = family.manifest.teacher, fresh.manifest.teacher
+    assert first and now and now.training.settings["start_sha256"] == first.weights.sha256
+    assert not call(monkeypatch, *train(tmp_path / "new"), *hardly)
+    assert "has this teacher already" in capsys.readouterr().out
+    assert call(monkeypatch, *train(tmp_path / "other"), "--start", ROOT / "families" / "shapes") == 1
+    assert (
+        "--start: family 'shapes' has a teacher of another network, or of other conditions" in capsys.readouterr().err
+    )
+    assert call(monkeypatch, *train(tmp_path / "other"), "--start", tmp_path / "none") == 1
+    assert "there is no family in 'none'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def family(digits_family: Family, tmp_path: Path) -> Family:
     """A copy of the trained family that may be changed."""
