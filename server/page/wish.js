@@ -98,10 +98,11 @@ export class Wish {
   }
 
   compose() {
-    const { template, relation } = this.conditioning;
+    const { template, relation, filler } = this.conditioning;
     this.second.hidden = this.alone;
     const text = (this.alone ? template : relation.template).replace(/\{([^}]+)\}/g, (_, slot) => this.choices[slot].value);
-    this.input.value = text.replace(/\s+/g, " ").trim();
+    const said = text.replace(/\s+/g, " ").trim();
+    this.input.value = filler.includes("an") ? said.replace(/\ba (?=[aeiou])/g, "an ") : said;
   }
 
   // Show in the sentence what the words name: those before a relation are of the first thing, those after it of the second.

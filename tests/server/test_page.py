@@ -191,6 +191,8 @@ def test_a_family_that_knows_relations_asks_for_a_second_thing(window: Any, tmp_
         expect(window.locator("#prompt")).to_have_value("a blue ring above a red star on sky")
         window.get_by_label("relation").select_option("alone")
         expect(window.locator("#prompt")).to_have_value("a blue ring on sky")
+        window.get_by_label("colour", exact=True).select_option("orange")
+        expect(window.locator("#prompt")).to_have_value("an orange ring on sky")
         expect(window.get_by_label("second colour")).to_be_hidden()
         window.locator("#prompt").fill("a green drop right of a pink moon")
         window.keyboard.press("Enter")
