@@ -1,10 +1,8 @@
 """What result files say of a family, as tables: ablations, the teacher's samplers, metrics of every network."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from diffusion.family import Family
 from training.ablations import RESULTS, Ablation, AblationsRecord, Study, read_ablations
@@ -13,8 +11,6 @@ from training.curve import NAMES, Point, student_curves
 from training.frontier_tables import number
 from training.metrics import Row, read_metrics
 from training.samplers import Sampled, SamplersRecord, read_samplers
-
-R = TypeVar("R", AblationsRecord, SamplersRecord)
 
 DIAL_RESULTS = Path("benchmarks/dial")
 """Where stepdial evaluate puts samplers and metrics, by default."""
@@ -28,19 +24,24 @@ METRIC_ALIGNMENT = ("---:", "---", "---", *["---:"] * 8)
 def ablations_table(family: Family) -> str:
     """Return what every ablation of a family found as Markdown tables, one for each baseline, or what is missing.
 
+    What one choice of training is worth against another outlives the teacher that it was tried on, so that is only named.
     Raises DataError if the result file is not one.
     """
-    return _of_teacher(family, RESULTS / f"{family.name}.json", "ablate", read_ablations, _ablations)
-
-
-def _of_teacher(family: Family, file: Path, command: str, read: Callable[[Path], R], table: Callable[[R], str]) -> str:
-    """Return the table of what a file holds of the family's teacher, or which `stepdial` command measures it."""
+    file = RESULTS / f"{family.name}.json"
     if not file.exists():
-        return f"Not measured yet; `stepdial {command} --family families/{family.name}` does.\n"
-    record, teacher = read(file), family.manifest.teacher
-    if not teacher or teacher.weights.sha256 != record.teacher:
-        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
-    return table(record)
+        return _unmeasured(family, "ablate")
+    record, teacher = read_ablations(file), family.manifest.teacher
+    earlier = not teacher or teacher.weights.sha256 != record.teacher
+    note = (
+        f"Distilled from an earlier teacher of the family, of weights sha256 {record.teacher[:12]}.\n\n"
+        if earlier
+        else ""
+    )
+    return note + _ablations(record)
+
+
+def _unmeasured(family: Family, command: str) -> str:
+    return f"Not measured yet; `stepdial {command} --family families/{family.name}` does.\n"
 
 
 def _ablations(record: AblationsRecord) -> str:
@@ -93,8 +94,13 @@ def samplers_table(family: Family) -> str:
 
     Raises DataError if the result file is not one.
     """
-    file = DIAL_RESULTS / f"samplers-{family.name}.json"
-    return _of_teacher(family, file, "evaluate --samplers", read_samplers, partial(_guidances, family))
+    file, teacher = DIAL_RESULTS / f"samplers-{family.name}.json", family.manifest.teacher
+    if not file.exists():
+        return _unmeasured(family, "evaluate --samplers")
+    record = read_samplers(file)
+    if not teacher or teacher.weights.sha256 != record.teacher:
+        return f"Not measured yet: what {file} holds is of a teacher that the family no longer has.\n"
+    return _guidances(family, record)
 
 
 def _guidances(family: Family, record: SamplersRecord) -> str:
@@ -150,7 +156,7 @@ def metrics_table(family: Family) -> str:
     """
     file = DIAL_RESULTS / f"metrics-{family.name}.json"
     if not file.exists():
-        return f"Not measured yet; `stepdial evaluate --metrics --family families/{family.name}` does.\n"
+        return _unmeasured(family, "evaluate --metrics")
     record = read_metrics(file)
     drawn = [row for row in record.rows if row.is_of(family)]
     cells = [line for row in drawn for line in _metric_cells(row, len(record.seeds))]
