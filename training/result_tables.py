@@ -24,28 +24,23 @@ METRIC_ALIGNMENT = ("---:", "---", "---", *["---:"] * 8)
 def ablations_table(family: Family) -> str:
     """Return what every ablation of a family found as Markdown tables, one for each baseline, or what is missing.
 
-    What one choice of training is worth against another outlives the teacher that it was tried on, so that is only named.
-    Raises DataError if the result file is not one.
+    What one choice of training is worth against another outlives the teacher that it was tried on, so that is only named:
+    RESULTS/NAME.json comes first, then those that were moved to folders below, out of the way of a later teacher's.
+    Raises DataError if a result file is not one.
     """
-    file = RESULTS / f"{family.name}.json"
-    if not file.exists():
-        return _unmeasured(family, "ablate")
-    record, teacher = read_ablations(file), family.manifest.teacher
-    earlier = not teacher or teacher.weights.sha256 != record.teacher
-    note = (
-        f"Distilled from an earlier teacher of the family, of weights sha256 {record.teacher[:12]}.\n\n"
-        if earlier
-        else ""
-    )
-    return note + _ablations(record)
+    name, teacher = f"{family.name}.json", family.manifest.teacher
+    files = [*RESULTS.glob(name), *sorted(RESULTS.glob(f"*/{name}"))]
+    tables = [_ablations(read_ablations(file), teacher.weights.sha256 if teacher else "") for file in files]
+    return "\n".join(tables) or _unmeasured(family, "ablate")
 
 
 def _unmeasured(family: Family, command: str) -> str:
     return f"Not measured yet; `stepdial {command} --family families/{family.name}` does.\n"
 
 
-def _ablations(record: AblationsRecord) -> str:
-    return "\n".join(_study(study, record) for study in record.studies)
+def _ablations(record: AblationsRecord, teacher: str) -> str:
+    earlier = f"Distilled from an earlier teacher of the family, of weights sha256 {record.teacher[:12]}.\n\n"
+    return (earlier if record.teacher != teacher else "") + "\n".join(_study(study, record) for study in record.studies)
 
 
 def _study(study: Study, record: AblationsRecord) -> str:

@@ -218,8 +218,11 @@ def test_other_baselines_stand_beside_each_other_and_another_teacher_starts_anew
     capsys.readouterr()
     assert ablate(monkeypatch, judged, "--arms", "baseline", "--steps", "2") == 1
     assert "digits.json is of other networks or real images" in capsys.readouterr().err
-    file.unlink()
+    (file.parent / "earlier").mkdir()
+    file.rename(file.parent / "earlier" / file.name)
+    assert ablations_table(judged) == told
     assert not ablate(monkeypatch, judged, "--arms", "baseline", "--steps", "2")
+    assert ablations_table(judged).endswith(told) and ablations_table(judged).index(told) > 0
     assert numbers(kept(room)) == {
         ("baseline", 2): (first.studies[0].rows[0].frechet, first.studies[0].rows[0].agreement)
     }
