@@ -128,14 +128,14 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 JOBS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo $$(( $(CORES) < 6 ? $(CORES) : 6 )))
 THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 STEPDIAL = OMP_NUM_THREADS=$(THREADS) $(BIN)/stepdial
-TEACHER_ITERATIONS ?= 18000
-WHOLE_ITERATIONS ?= 9000
-ITERATIONS_1 ?= 2200
-ITERATIONS_2 ?= 2000
-ITERATIONS_4 ?= 700
-ITERATIONS_8 ?= 700
+TEACHER_ITERATIONS ?= 22000
+WHOLE_ITERATIONS ?= 12000
+ITERATIONS_1 ?= 3600
+ITERATIONS_2 ?= 3200
+ITERATIONS_4 ?= 1800
+ITERATIONS_8 ?= 1600
 DISTIL_SHAPES = $(STEPDIAL) distill --family families/shapes --lr 3.5e-4 --warmup 50 --decay-from 0.4 --ema 0.998 --seed 1 --batch 24
-# no 16-step student: the one for the whole dial is better there, and the family is to stay below 50 MB
+# no 16-step student: the one for the whole dial draws those, and the family is to stay below 50 MB
 STUDENTS = $(addprefix shapes-,1 2 4 8)
 
 .PHONY: shapes-teacher shapes-whole $(STUDENTS) digits-teacher digits-students
