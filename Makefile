@@ -36,12 +36,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: serve test lint browser redis haproxy prometheus dashboards processes family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
+.PHONY: serve test lint browser redis haproxy prometheus compose dashboards processes family measure pictures image image-test image-weigh lock stack stack-down stack-test kubernetes scale clean
 
 serve: .venv/.serve
 	$(BIN)/stepdial serve --family $(FAMILY) --host $(HOST) --port $(PORT)
 
-test: lint browser redis haproxy prometheus
+test: lint browser redis haproxy prometheus compose
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.test
@@ -75,6 +75,14 @@ prometheus:
 	@if ! (command -v promtool && command -v amtool) >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing prometheus and prometheus-alertmanager for the tests of dashboards and alerts"; \
 	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus prometheus-alertmanager) >/dev/null || echo "they could not be installed"; \
+	fi
+
+# the tests of docker-compose.yml want Docker Compose 2, but no Docker engine; where it cannot be had they say so (and fail if CI=true)
+compose:
+	@if ! docker compose version >/dev/null 2>&1 && ! command -v docker-compose >/dev/null \
+	  && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing docker compose for the tests of docker-compose.yml"; \
+	  tests/deploy/install-compose.sh >/dev/null || echo "docker compose could not be installed"; \
 	fi
 
 # the dashboards against Grafana's own types (npm), and an alert on its whole way to a webhook (minutes)

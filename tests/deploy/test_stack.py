@@ -36,15 +36,23 @@ PATIENCE = 900
 """Seconds that containers may take to be ready, or to do what a test waits for."""
 
 
+def is_compose(program: list[str]) -> bool:
+    """Whether a command is there and Docker Compose, not its version 1."""
+    if shutil.which(program[0]) is None:
+        return False
+    done = subprocess.run([*program, "version", "--short"], capture_output=True, text=True)
+    return done.returncode == 0 and not done.stdout.startswith("1.")
+
+
 def compose(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run docker compose on the repository's files without anybody's .env. Skips without Docker, but never in CI."""
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+    """Run Docker Compose 2 on the repository's files without anybody's .env. Skips where it is not, but never in CI."""
+    program = next(filter(is_compose, (["docker", "compose"], ["docker-compose"])), None)
+    if program is None:
         assert os.environ.get("CI") != "true", "no docker compose: the stack cannot be tested, and in CI it must be"
         pytest.skip("no docker compose: its reading of docker-compose.yml was not tested")
     names = ("PATH", "HOME", "DOCKER_HOST", "STACK_CPUSET")
     known = {name: os.environ[name] for name in names if name in os.environ}
-    command = [docker, "compose", "--project-directory", str(ROOT), "--env-file", "/dev/null", *arguments]
+    command = [*program, "--project-directory", str(ROOT), "--env-file", "/dev/null", *arguments]
     return subprocess.run(command, env=known | environment, capture_output=True, text=True, cwd=ROOT)
 
 
