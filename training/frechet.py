@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from diffusion.files import file_sha256, write_tensors
+from diffusion.files import write_tensors
 from training.datasets import DataError, DataSet
 
 
@@ -105,8 +105,8 @@ def write_statistics(file: Path, statistics: Statistics, origin: Origin) -> None
     write_tensors(file.parent, file.name, tensors, metadata={"origin": origin.model_dump_json()})
 
 
-def read_statistics(file: Path, expected: Origin) -> tuple[Statistics, str]:
-    """Read statistics that are of just this origin, and return them and the file's SHA-256.
+def read_statistics(file: Path, expected: Origin) -> Statistics:
+    """Read statistics that are of just this origin.
 
     Raises DataError naming what differs, and for what is no such file.
     """
@@ -121,4 +121,4 @@ def read_statistics(file: Path, expected: Origin) -> tuple[Statistics, str]:
         raise DataError(f"the statistics in {file.name} are of other images or features: {'; '.join(differing)}")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{file.name} does not hold a mean and its covariance: shapes {mean.shape}, {covariance.shape}")
-    return Statistics(mean, covariance, origin.count), file_sha256(file)
+    return Statistics(mean, covariance, origin.count)

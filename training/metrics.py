@@ -18,8 +18,9 @@ from diffusion.plans import Plan
 from training.datasets import DataError, DataSet
 from training.evaluate import provenance_of
 from training.extractors import Extractor, PromptJudge
+from training.frechet import Origin
 from training.results import Extent, add_row, beside, read_result
-from training.rulers import Metric, Reference, Ruler, judge_of, ruler
+from training.rulers import Metric, Ruler, judge_of, ruler
 from training.scores import Scorer, View
 from training.yardstick import Evaluation, Yardstick, measure
 
@@ -70,7 +71,7 @@ class MetricsRecord(_Record):
 
     format: Literal[1] = 1
     family: str
-    references: tuple[Reference, ...]
+    references: tuple[Origin, ...]
     """One for each network."""
     clip: str | None
     """SHA-256 of CLIP's weights."""
@@ -84,7 +85,7 @@ class MetricsRecord(_Record):
     @property
     def extent(self) -> Extent:
         """What must not be lost."""
-        networks = {f"{one.network_sha256} {one.sha256}" for one in self.references}
+        networks = {one.model_dump_json() for one in self.references}
         return Extent(self.samples, len(self.seeds), networks | ({self.clip} if self.clip else set()))
 
 

@@ -159,7 +159,7 @@ def metrics_table(family: Family) -> str:
     rows = [[line[column] for column in columns] for line in (METRIC_COLUMNS, METRIC_ALIGNMENT, *cells)]
     labels = "; ".join(f"{metric.network}: {metric.label}" for metric in drawn[-1].metrics)
     references = "; ".join(
-        f"{one.network} (sha256 {one.network_sha256[:12]}) by {one.count} real images of {one.data} (statistics {one.sha256[:12]})"
+        f"{one.network} (sha256 {one.network_sha256[:12]}) by {one.count} real images of {one.data}"
         for one in record.references
     )
     return (

@@ -27,13 +27,6 @@ FID_IMAGES = 50_000
 """Drawn images behind a distance that may be called FID."""
 
 
-class Reference(Origin):
-    """The real images that one network's distances are taken to."""
-
-    sha256: str
-    """Of the file with their statistics."""
-
-
 class Metric(BaseModel):
     """What one network says of images."""
 
@@ -71,7 +64,8 @@ class Ruler:
     """A feature network with the real images it has seen."""
 
     extractor: Extractor
-    reference: Reference
+    reference: Origin
+    """The real images that distances are taken to."""
     statistics: Statistics
     reals: np.ndarray
     """Features of some of the real images, for the overlap with drawn ones."""
@@ -118,11 +112,11 @@ def ruler(extractor: Extractor, data: DataSet, folder: Path, *, samples: int, re
     file = folder / f"{name}-{count}-{extractor.name}.safetensors"
     if not file.exists():
         write_statistics(file, statistics_of(_features_of_real(extractor, data, 0, count)), origin)
-    statistics, sha256 = read_statistics(file, origin)
+    statistics = read_statistics(file, origin)
     some = min(samples, count // 2) if whole else min(samples, count)
     return Ruler(
         extractor,
-        Reference(**origin.model_dump(), sha256=sha256),
+        origin,
         statistics,
         reals=_features_of_real(extractor, data, 0, some),
         others=_features_of_real(extractor, data, some if whole else count, some),
