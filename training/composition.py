@@ -1,13 +1,16 @@
 """Composed plans: an image may take its hops on different students, because segment boundaries nest.
 
-A student of k segments at time t takes the DDIM hop to the start of its segment, s = (ceil(t k) - 1) / k.  So a plan is
-a sequence of students, and its times follow.  Times are exact fractions here and exact quotients in a plan.
+A student of k segments at time t aims at the start of its segment, (ceil(t k) - 1) / k, and its DDIM hop may land there or
+early, at a boundary of another student between there and t, which then goes on.  So a plan is a sequence of students, and
+of where they land.  Times are exact fractions here and exact quotients in a plan.
 """
 
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
+from typing import NamedTuple
 
 from diffusion.family import FamilyError
 from diffusion.manifest import Manifest
@@ -39,13 +42,26 @@ class Student:
         """Return the start of the segment that t, 0 < t <= 1, lies in; a boundary belongs to the segment below it."""
         return Fraction(math.ceil(t * self.segments) - 1, self.segments)
 
-    def finish(self, t: Fraction) -> tuple["Student", ...]:
-        """Return the hops that take an image from t to 0 on this student alone."""
-        return (self,) * math.ceil(t * self.segments)
+    def knows(self, t: Fraction) -> bool:
+        """Tell whether t, 0 < t <= 1, is one of this student's own boundaries: there it was certainly trained."""
+        return (t * self.segments).denominator == 1
+
+    def finish(self, t: Fraction) -> "Composition":
+        """Return the hops that take an image from t to 0 on this student alone, from start to start."""
+        starts = range(math.ceil(t * self.segments) - 1, -1, -1)
+        return tuple(Landing(self, Fraction(start, self.segments)) for start in starts)
 
 
-Composition = tuple[Student, ...]
-"""The students of a plan, or of its first hops, in the order of the hops."""
+class Landing(NamedTuple):
+    """A hop of a composed plan: who takes it, and where it lands."""
+
+    student: Student
+    s: Fraction
+    """The start of the student's segment or, early, a time above it."""
+
+
+Composition = tuple[Landing, ...]
+"""The hops of a plan, or its first ones."""
 
 
 def students_of(manifest: Manifest) -> tuple[Student, ...]:
@@ -83,17 +99,13 @@ def combinable(manifest: Manifest, members: Collection[str] | None = None) -> tu
 
 def time_after(composition: Composition) -> Fraction:
     """Return the time that the hops of a composition lead to from noise."""
-    t = NOISE
-    for student in composition:
-        t = student.start(t)
-    return t
+    return composition[-1].s if composition else NOISE
 
 
 def hops_of(composition: Composition) -> Iterator[Hop]:
     """Return the hops of a composition, from noise."""
     t = NOISE
-    for student in composition:
-        s = student.start(t)
+    for student, s in composition:
         yield Hop(member=student.member, t=float(t), s=float(s), segments=student.segments if student.whole else None)
         t = s
 
@@ -104,21 +116,49 @@ def compose(composition: Composition) -> Plan:
 
 
 def composition_of(plan: Plan, students: tuple[Student, ...]) -> Composition | None:
-    """Return the students of a plan's hops, or None for a plan that is not composed of them."""
+    """Return the composition that a plan is of, or None for one that is not composed of these students."""
     members = {(student.member, student.segments if student.whole else None): student for student in students}
-    found = [members.get((hop.member, hop.segments)) for hop in plan.hops]
-    composition = tuple(student for student in found if student)
+    times = {float(s): s for s in boundaries(students)}
+    composition: Composition = ()
+    for hop in plan.hops:
+        student, s = members.get((hop.member, hop.segments)), times.get(hop.s)
+        if student is None or s is None or s < student.start(time_after(composition)):
+            return None
+        composition = (*composition, Landing(student, s))
     return composition if tuple(hops_of(composition)) == plan.hops else None
 
 
+@cache
+def boundaries(students: tuple[Student, ...]) -> tuple[Fraction, ...]:
+    """Return where segments of these students start, from 0."""
+    return tuple(sorted({Fraction(n, student.segments) for student in students for n in range(student.segments)}))
+
+
+@cache
+def landings(students: tuple[Student, ...], t: Fraction) -> tuple[Landing, ...]:
+    """Return every hop from t by a student that knows t: to the start of its segment, or to a boundary above it."""
+    knowing = [student for student in students if student.knows(t)]
+    return tuple(Landing(who, s) for who in knowing for s in boundaries(students) if who.start(t) <= s < t)
+
+
+@cache
+def shortest(students: tuple[Student, ...], t: Fraction) -> Composition:
+    """Return a way from t to 0 in few hops: on the coarsest who knows each time, but the last on the finest of all."""
+    last = Fraction(1, students[-1].segments)
+    if t == last:
+        return (Landing(students[-1], Fraction(0)),)
+    student = next(student for student in students if student.knows(t))
+    s = max(student.start(t), last)
+    return Landing(student, s), *shortest(students, s)
+
+
 def compositions(students: tuple[Student, ...], evaluations: int, t: Fraction = NOISE) -> Iterator[Composition]:
-    """Return every composition of so many evaluations that takes an image from t to 0."""
-    for student in students:
-        s = student.start(t)
-        if s == 0 and evaluations == 1:
-            yield (student,)
-        elif s > 0 and evaluations > 1:
-            yield from ((student, *rest) for rest in compositions(students, evaluations - 1, s))
+    """Return every composition of so many evaluations that takes an image from t to 0, each hop by who knows its time."""
+    for landing in landings(students, t):
+        if landing.s == 0 and evaluations == 1:
+            yield (landing,)
+        elif landing.s > 0 and evaluations > 1:
+            yield from ((landing, *rest) for rest in compositions(students, evaluations - 1, landing.s))
 
 
 def words(plan: Plan, students: tuple[Student, ...]) -> str:
@@ -128,9 +168,9 @@ def words(plan: Plan, students: tuple[Student, ...]) -> str:
         return f"{plan.members[0]}, {len(plan.hops)} hops"
     parts, t, at = [], NOISE, 0
     while at < len(composition):
-        student, times = composition[at], [t]
-        while at < len(composition) and composition[at] == student:
-            times.append(student.start(times[-1]))
+        student, times = composition[at].student, [t]
+        while at < len(composition) and composition[at].student == student:
+            times.append(composition[at].s)
             at += 1
         t = times[-1]
         shown = (

@@ -1,15 +1,15 @@
 """`stepdial evaluate --search`: find, for each number of evaluations, the best plan composed of a family's students.
 
-A tree search by levels, one network evaluation each.  A prefix is as good as the image that it gives when the coarsest
-student finishes it; of the prefixes that have taken equally many evaluations to the same time, the best few are gone on
-with.  All plans get the same prompts and noise, and a prefix's latents are computed once for all that begins with it.
+A tree search by levels, one network evaluation each.  A prefix is as good as the image that it gives when it is finished in
+few hops, on the finest student at last; of the prefixes that have taken equally many evaluations to the same time, the best
+few are gone on with.  All plans get the same prompts and noise, and a prefix's latents are computed once for all that begins
+with it.
 """
 
 import json
 import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernels import noise
-from training.composition import NOISE, Composition, Student, compose, hops_of, time_after
+from training.composition import NOISE, Composition, Landing, Student, compose, hops_of, landings, shortest, time_after
 from training.scores import Scorer, pass_over
 
-EXHAUSTIVE = 3
+EXHAUSTIVE = 2
 """All plans of up to so many evaluations are looked at."""
 SEED = 7001
 """Noise and prompts of the search; the seeds of evaluations are others."""
@@ -50,12 +50,19 @@ class Breadth:
     width: int
     """Prefixes of the same number of evaluations and the same time that are gone on with."""
 
-    def children(self, taken: int, t: Fraction) -> Iterator[tuple[Student, Fraction]]:
-        """Return the next hops of a prefix of `taken` evaluations at time t that can end within the limit, and their s."""
-        for student in self.students:
-            s = student.start(t)
-            if taken + 1 + (len(self.students[0].finish(s)) if s else 0) <= self.limit:
-                yield student, s
+    def finish(self, taken: int, t: Fraction) -> Composition:
+        """Return the hops that end a prefix of `taken` evaluations at time t to show its worth; none where the limit is nearer."""
+        one = tuple(landing for landing in landings(self.students, t) if not landing.s)[-1:]
+        ways = (shortest(self.students, t), one) if t else ()
+        return next((way for way in ways if taken + len(way) <= self.limit), ())
+
+    def children(self, taken: int, t: Fraction) -> list[Landing]:
+        """Return the next hops of a prefix of `taken` evaluations at time t that can end within the limit."""
+        return [one for one in landings(self.students, t) if not one.s or self.finish(taken + 1, one.s)]
+
+    def scored(self, taken: int, t: Fraction) -> Composition:
+        """Return the next hop of a prefix whose worth is known with the prefix's: the first that finished it, but not of noise."""
+        return self.finish(taken, t)[:1] if taken else ()
 
     def kept(self, taken: int) -> int:
         """Return how many prefixes of `taken` evaluations are kept at each time, at most."""
@@ -67,12 +74,10 @@ class Breadth:
         for taken in range(self.limit):
             following: Counter[Fraction] = Counter()
             for t, count in level.items():
-                for student, s in self.children(taken, t):
-                    if s:
-                        following[s] += count
-                        evaluations += count * (1 + len(self.students[0].finish(s)))
-                    elif not taken or student != self.students[0]:  # the coarsest has finished every prefix already
-                        evaluations += count
+                for one in self.children(taken, t):
+                    known = (one,) == self.scored(taken, t)
+                    evaluations += count * (bool(one.s) + (0 if known else len(self.finish(taken + 1, one.s)) or 1))
+                    following[one.s] += count if one.s else 0
             following = Counter({s: min(count, self.kept(taken + 1)) for s, count in following.items()})
             held = max(held, level.total() + following.total())
             level = following
@@ -105,13 +110,12 @@ class Search:
         self._condition = condition.to(scorer.evaluation.device)
         plans = [compose(student.finish(NOISE)) for student in breadth.students]
         self._log = scorer.evaluation.folder / f"search-{scorer.key(plans, samples, SEED)}.jsonl"
-        self._labels = {student.label: student for student in breadth.students}
+        self._read = self._logged()
         self._latents: dict[Composition, Tensor] = {}
         self._bar = tqdm(disable=True)
 
     def run(self) -> dict[Composition, float]:
         """Search; return the Frechet distance of every plan looked at."""
-        self._read()
         self._latents[()] = self._noise()
         total = self.breadth.cost().evaluations * self.samples
         with tqdm(total=total, desc="search", unit="eval", mininterval=1, unit_scale=True) as self._bar:
@@ -128,37 +132,40 @@ class Search:
     def _next(self, level: list[Composition], taken: int) -> list[Composition]:
         """Score all that one more evaluation makes of a level's prefixes; return those to go on with."""
         best: dict[Fraction, list[tuple[float, Composition]]] = defaultdict(list)
-        coarsest, most = self.breadth.students[0], self.breadth.kept(taken + 1)
+        most = self.breadth.kept(taken + 1)
         for prefix in level:
-            for student, s in self.breadth.children(taken, time_after(prefix)):
-                child = (*prefix, student)
-                if s:
-                    rivals = best[s]
-                    rivals.append((self._score((*child, *coarsest.finish(s)), child), child))
+            for landing in self.breadth.children(taken, time_after(prefix)):
+                child = (*prefix, landing)
+                worth = self._score((*child, *self.breadth.finish(taken + 1, landing.s)), child)
+                if landing.s:
+                    rivals = best[landing.s]
+                    rivals.append((worth, child))
                     rivals.sort(key=lambda rival: rival[0])
                     for _, worse in rivals[most:]:
                         self._latents.pop(worse, None)
                     del rivals[most:]
-                elif not taken or student != coarsest:
-                    self._score(child, child)
         return [child for s in sorted(best, reverse=True) for _, child in best[s]]
 
     def _score(self, composition: Composition, child: Composition) -> float:
         """Return a plan's Frechet distance; its first hops are `child`, whose latents are kept if they are not images."""
         parent = child[:-1]
-        evaluations = (len(composition) - len(parent)) * self.samples
-        if composition in self.scores:
-            pass_over(self._bar, evaluations)
+        known, ends = composition in self.scores, child == composition
+        evaluations = (0 if ends else 1) if known else len(composition) - len(parent)
+        if composition in self._read:  # the search was gone on with: latents are computed if anything new needs them
+            pass_over(self._bar, evaluations * self.samples)
+            self.scores[composition] = self._read[composition]
             return self.scores[composition]
-        if parent not in self._latents:  # the search was gone on with, and all of the parent's scores were read
+        if parent not in self._latents:
             self._latents[parent] = self._follow((), parent)
-        drawn = self._follow(parent, child)
-        if child != composition:
-            self._latents[child] = drawn
-            drawn = self._follow(child, composition)
-        self._bar.update(evaluations)
-        self.scores[composition] = self.scorer.yardstick.distance(self.scorer.yardstick.features(drawn))
-        self._write(composition)
+        if not (known and ends):
+            drawn = self._follow(parent, child)
+            if not ends:
+                self._latents[child] = drawn
+        if not known:
+            images = drawn if ends else self._follow(child, composition)
+            self.scores[composition] = self.scorer.yardstick.distance(self.scorer.yardstick.features(images))
+            self._write(composition)
+        self._bar.update(evaluations * self.samples)
         return self.scores[composition]
 
     def _follow(self, prefix: Composition, composition: Composition) -> Tensor:
@@ -175,21 +182,25 @@ class Search:
         shape, device = self.scorer.family.manifest.shape, self.scorer.evaluation.device
         return noise([SEED] * self.samples, range(self.samples), shape, device=device)
 
-    def _read(self) -> None:
-        """Read the scores that an interrupted search wrote; a line it was writing when it ended does not count."""
+    def _logged(self) -> dict[Composition, float]:
+        """Return the scores that an interrupted search wrote; a line it was writing when it ended does not count."""
         if not self._log.exists():
-            return
-        for line in self._log.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                labels, distance = json.loads(line)
-                self.scores[tuple(self._labels[label] for label in labels.split())] = distance
+            return {}
+        students = {student.label: student for student in self.breadth.students}
+        lines = [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return {tuple(Landing(students[who], Fraction(s)) for who, s in hops): distance for hops, distance in lines}
 
     def _write(self, composition: Composition) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        hops = [(landing.student.label, str(landing.s)) for landing in composition]
         with self._log.open("a") as file:
-            file.write(json.dumps([label(composition), self.scores[composition]]) + "\n")
+            file.write(json.dumps([hops, self.scores[composition]]) + "\n")
 
 
 def label(composition: Composition) -> str:
-    """Return a composition as one line: "student-4 student-4 whole:2"."""
-    return " ".join(student.label for student in composition)
+    """Return a composition as one line, early landings with their time: "student-1>1/2 student-2>1/8 student-8"."""
+    t, parts = NOISE, []
+    for student, s in composition:
+        parts.append(student.label + ("" if s == student.start(t) else f">{s}"))
+        t = s
+    return " ".join(parts)

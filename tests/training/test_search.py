@@ -1,11 +1,13 @@
 """The dial searched, on a tiny family: which plans there are, what they draw, what is found, what ending early gives."""
 
 import json
+import math
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,15 @@ from diffusion.plans import Plan, student_plan, teacher_plan
 from diffusion.sampler import sample
 from training import scores as scores_file
 from training.composition import (
+    Composition,
+    Landing,
     Student,
     combinable,
     compose,
     composition_of,
     compositions,
+    shortest,
     students_of,
-    time_after,
     words,
 )
 from training.confirmation import SearchRecord
@@ -39,7 +43,7 @@ from training.rescues import endings, useful
 from training.result_tables import samplers_table
 from training.samplers import measure_samplers, read_samplers
 from training.scores import Quality, Scorer, evaluations
-from training.search import SEED, Breadth, Search, breadth
+from training.search import SEED, Breadth, Search, breadth, label
 from training.yardstick import Evaluation, Yardstick, measure
 
 FIVE = tuple(Student(count, False, f"student-{count}") for count in (1, 2, 4, 8, 16))
@@ -86,27 +90,38 @@ def drawn(family: Family, plan: Plan, condition: torch.Tensor, seed: int, start:
     )
 
 
-def walks(longest: int) -> dict[int, set[tuple[int, ...]]]:
-    """Segment counts of every plan by length, found by trying all sequences of students on a grid of sixteenths."""
-    found: dict[int, set[tuple[int, ...]]] = {length: set() for length in range(1, longest + 1)}
-    for length in found:
-        for counts in product((1, 2, 4, 8, 16), repeat=length):
-            at = 16
-            for place, count in enumerate(counts):
-                at = (at - 1) * count // 16 * 16 // count
-                if at == 0:
-                    if place == length - 1:
-                        found[length].add(counts)
-                    break
+def walks(length: int) -> set[tuple[tuple[int, int], ...]]:
+    """Segment counts and sixteenths landed at of every plan of so many hops, found by trying all sequences of both."""
+    found = set()
+    for counts in product((1, 2, 4, 8, 16), repeat=length):
+        for inner in combinations(range(15, 0, -1), length - 1):
+            times = (16, *inner, 0)
+            # in units of the student's segments a hop begins on a boundary and ends at most one below
+            hops = [(t * count / 16, s * count / 16) for count, t, s in zip(counts, times, times[1:], strict=False)]
+            if all(t == round(t) and t - s <= 1 for t, s in hops):
+                found.add(tuple(zip(counts, times[1:], strict=True)))
     return found
 
 
 def test_there_are_five_plans_of_two_evaluations_and_twenty_three_of_three():
-    expected = walks(5)
-    assert [len(expected[length]) for length in (1, 2, 3)] == [1, 5, 23]
-    for length, counts in expected.items():
+    assert [len(walks(length)) for length in (1, 2, 3)] == [1, 5, 23]
+    for length in (1, 2, 3, 4):
         found = list(compositions(FIVE, length))
-        assert len(found) == len(set(found)) and {tuple(s.segments for s in c) for c in found} == counts
+        told = {tuple((landing.student.segments, 16 * landing.s) for landing in one) for one in found}
+        assert len(found) == len(set(found)) and told == walks(length)
+
+
+def test_the_shortest_way_ends_on_the_finest_student_and_each_hop_is_of_who_knows_its_time():
+    one, two, four, eight, sixteen = FIVE
+    assert shortest(FIVE, Fraction(1)) == hops((one, 1), (sixteen, 0))
+    assert shortest(FIVE, Fraction(1, 2)) == hops((two, 1), (sixteen, 0))
+    assert shortest(FIVE, Fraction(7, 16)) == hops((sixteen, 6), (eight, 4), (four, 1), (sixteen, 0))
+    assert shortest((one,), Fraction(1)) == hops((one, 0))
+
+
+def hops(*told: tuple[Student, int]) -> Composition:
+    """A composition by its students and the sixteenths where they land."""
+    return tuple(Landing(student, Fraction(sixteenths, 16)) for student, sixteenths in told)
 
 
 def test_a_composed_plan_of_one_student_is_that_students_own(searchable: Family):
@@ -121,18 +136,35 @@ def test_a_composed_plan_of_one_student_is_that_students_own(searchable: Family)
 
 def test_a_boundary_belongs_to_the_segment_below_it_and_times_are_exact_quotients():
     one, three, four = (Student(count, False, f"student-{count}") for count in (1, 3, 4))
-    assert [hop.s for hop in compose((three, four, three, one)).hops] == [2 / 3, 1 / 2, 1 / 3, 0]
+    thirds = Landing(three, Fraction(2, 3)), Landing(four, Fraction(1, 2)), *three.finish(Fraction(1, 2))
+    assert [hop.s for hop in compose(thirds).hops] == [2 / 3, 1 / 2, 1 / 3, 0]
+    assert four.knows(Fraction(1, 2)) and not four.knows(Fraction(1, 3)) and one.knows(Fraction(1))
     assert four.start(Fraction(1, 2)) == Fraction(1, 4) and four.start(Fraction(51, 100)) == Fraction(1, 2)
 
 
 def test_a_plan_is_told_in_words_and_known_by_its_students():
-    one, two, four, _, sixteen = FIVE
+    one, two, four, eight, sixteen = FIVE
     whole = Student(2, True, "whole")
-    plan = compose((four, four, whole))
-    assert words(plan, (*FIVE, whole)) == "4: 1→¾→½, then whole 2: ½→0"
-    assert composition_of(plan, (*FIVE, whole)) == (four, four, whole) and composition_of(plan, FIVE) is None
-    assert words(compose((*[sixteen] * 8, two)), FIVE) == "16: 1→…→½ (8 hops), then 2: ½→0"
-    assert words(compose((sixteen, four, one)), FIVE) == "16: 1→15/16, then 4: 15/16→¾, then 1: ¾→0"
+    found = hops((four, 12), (four, 8), (whole, 0))
+    assert words(compose(found), (*FIVE, whole)) == "4: 1→¾→½, then whole 2: ½→0"
+    assert composition_of(compose(found), (*FIVE, whole)) == found and composition_of(compose(found), FIVE) is None
+    assert (
+        words(compose(hops(*((sixteen, n) for n in range(15, 7, -1)), (two, 0))), FIVE)
+        == "16: 1→…→½ (8 hops), then 2: ½→0"
+    )
+    assert (
+        words(compose(hops((sixteen, 15), (four, 12), (one, 0))), FIVE) == "16: 1→15/16, then 4: 15/16→¾, then 1: ¾→0"
+    )
+    early = hops((one, 8), (two, 2), (eight, 0))
+    assert (
+        words(compose(early), FIVE) == "1: 1→½, then 2: ½→⅛, then 8: ⅛→0"
+        and composition_of(compose(early), FIVE) == early
+    )
+    assert label(early) == "student-1>1/2 student-2>1/8 student-8" and label(found) == "student-4 student-4 whole:2"
+    beyond = compose(
+        hops((four, 8), (two, 0))
+    )  # a hop past the start of its segment is nothing a student was trained for
+    assert composition_of(beyond, FIVE) is None
     assert composition_of(teacher_plan("student-4", 4, rule="ddim"), FIVE) is None  # clipped, so another plan
     assert words(teacher_plan("teacher", 32), FIVE) == "teacher, 32 hops"
 
@@ -174,11 +206,11 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing_and_says_the_same(
 
 def test_a_search_of_few_evaluations_scores_every_plan_as_an_evaluation_does(scorer: Scorer, digit_set: FiniteSet):
     students = combinable(scorer.family.manifest)
-    search = Search(scorer, Breadth(students, 3, 1), 80)
+    search = Search(scorer, Breadth(students, 2, 1), 80)
     followed = Counted(scorer)
     found = search.run()
     assert followed.evaluations == 80 * search.breadth.cost().evaluations
-    every = [composition for n in (1, 2, 3) for composition in compositions(students, n)]
+    every = [composition for n in (1, 2) for composition in compositions(students, n)]
     assert set(found) == set(every)
     alone = scorer.score([compose(composition) for composition in every], digit_set, 80, SEED, guidance=None, label="")
     for composition, scores in zip(every, alone, strict=True):
@@ -215,22 +247,24 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(scorer: Scorer):
 
 def test_a_beam_keeps_the_best_prefixes_of_equal_time_and_evaluations(scorer: Scorer):
     students = combinable(scorer.family.manifest)
-    narrow = Search(scorer, Breadth(students, 4, 1), 80).run()
-    every = list(compositions(students, 4))
-    gone_on_with = {composition[:3] for composition in narrow if len(composition) == 4}
-    assert 0 < sum(len(composition) == 4 for composition in narrow) < len(every)
-    tail = students[0]
-    for prefix in gone_on_with:  # every other prefix of that time gives a worse image when the coarsest finishes it
-        rivals = [c for c in narrow if len(c) == 4 and c[3] == tail and time_after(c[:3]) == time_after(prefix)]
-        expanded = any(c[:3] == prefix and c[3] != tail for c in narrow if len(c) == 4)
-        if expanded and rivals:
-            assert narrow[(*prefix, tail)] == min(narrow[rival] for rival in rivals)
+    breadth = Breadth(students, 4, 1)
+    found = Search(scorer, breadth, 80).run()
+    assert 0 < sum(len(composition) == 4 for composition in found) < len(list(compositions(students, 4)))
+    for taken in (2, 3):
+        worth = defaultdict(list)  # of each time, what prefixes are worth, and whether they were gone on with
+        for prefix in {composition[:taken] for composition in found if len(composition) > taken}:
+            finish = breadth.finish(taken, prefix[-1].s)
+            others = [c for c in found if c[:taken] == prefix and len(c) > taken and c[taken:] != finish]
+            worth[prefix[-1].s].append((found.get((*prefix, *finish), math.inf), bool(others)))
+        for rivals in worth.values():
+            assert min(rivals)[1] or not any(on for _, on in rivals)
+            assert sum(on for _, on in rivals) <= 1
 
 
 def test_the_beam_is_as_wide_as_the_cost_allows():
     narrow, unbounded = Breadth(FIVE, 8, 1), Breadth(FIVE, 8, 10**6)
     assert breadth(FIVE, 8, evaluations=1, held=10**9) == narrow
-    assert breadth(FIVE, 8, evaluations=10**6, held=10**9).cost() == unbounded.cost()
+    assert breadth(FIVE, 8, evaluations=10**6, held=10**9).cost().evaluations == unbounded.cost().evaluations
     bound = 2 * narrow.cost().evaluations
     found = breadth(FIVE, 8, evaluations=bound, held=10**9)
     assert found.width > 1 and found.cost().evaluations <= bound
@@ -249,11 +283,12 @@ def test_students_of_different_guidance_are_not_combined(searchable: Family):
 
 def test_a_plan_may_be_left_at_each_boundary_for_every_student_that_ends_sooner():
     one, two, four, eight, _ = FIVE
+    own = eight.finish(Fraction(1))
     found = {composition_of(plan, FIVE): taken for plan, taken in endings(student_plan("student-8", 8), FIVE).items()}
-    assert found[(eight,) * 4 + (two,)] == 4 and found[(eight,) * 4 + (four,) * 2] == 4
-    assert found[(eight,) * 3 + (two, two)] == 3  # from 5/8 to the start of its segment, then on
-    assert found[(eight,) * 6 + (one,)] == 6 and (eight,) * 7 + (one,) not in found
-    assert all(composition[:taken] == (eight,) * taken for composition, taken in found.items())
+    assert found[(*own[:4], *hops((two, 0)))] == 4 and found[(*own[:4], *hops((four, 4), (four, 0)))] == 4
+    assert found[(*own[:3], *hops((two, 8), (two, 0)))] == 3  # from 5/8 to the start of its segment, then on
+    assert found[(*own[:6], *hops((one, 0)))] == 6 and (*own[:7], *hops((one, 0))) not in found
+    assert all(composition[:taken] == own[:taken] for composition, taken in found.items())
     quality = {plan: Quality(measure([10.0 - plan.steps % 4]), None, None) for plan in map(compose, found)}
     taken = {compose(composition): at for composition, at in found.items()}
     kept = useful(quality, taken)
@@ -288,7 +323,9 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
         own = {choice.source for choice in family.choices(steps)} - {"searched"}
         assert own == ({"student", "whole"} if steps < 3 else set())
     assert family.choices(3)[0].source == "searched" and 3 in family.positions
-    assert len(record.scores) == sum(len(list(compositions(students_of(family.manifest), n))) for n in (1, 2, 3))
+    looked_at = [len([one for one in record.scores if one.evaluations == n]) for n in (1, 2, 3)]
+    every = [len(list(compositions(students_of(family.manifest), n))) for n in (1, 2, 3)]
+    assert looked_at[:2] == every[:2] and 0 < looked_at[2] <= every[2]
     assert not list((tmp_path / "runs").rglob("*.npz")) and not list((tmp_path / "runs").rglob("*.jsonl"))
 
     assert not call(monkeypatch, "evaluate", *asked, "--positions", 4)
