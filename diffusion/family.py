@@ -60,18 +60,30 @@ class Family:
     def positions(self) -> dict[int, Plan]:
         """Dial position -> the plan it runs by default, rising; every position of a member or of the frontier.
 
-        That is the student of so many steps, or the teacher, or the student for the whole dial where it stands alone or
-        where both were measured on equal numbers of images and it is the nearer one; else the frontier's best.
+        That is the nearest to real images of what draws it, searched plans too, if all were measured on equal numbers of
+        images; else what `dedicated` says.
         """
         offered = {steps for member in self.manifest.members for steps in member.positions}
         offered |= {position.steps for position in self.frontier.positions} if self.frontier else set()
         return {steps: self._default(steps) for steps in sorted(offered)}
 
     def _default(self, steps: int) -> Plan:
+        choices = self.choices(steps)
+        return choices[0].plan if self._compare(choices, self._own(steps)) else self.dedicated(steps)
+
+    def dedicated(self, steps: int) -> Plan:
+        """Return the plan that one member draws a position by.
+
+        That is the student of so many steps, or the teacher, or the student for the whole dial where it stands alone or
+        where both were measured on equal numbers of images and it is the nearer one; without any the frontier's best.
+        """
         own = self._own(steps)
-        measured = [choice for choice in self.choices(steps) if not own or choice.plan in own]
-        compare = len(measured) == len(own) and len({choice.samples for choice in measured}) == 1
-        return measured[0].plan if compare or not own else own[0]
+        measured = tuple(choice for choice in self.choices(steps) if not own or choice.plan in own)
+        return measured[0].plan if self._compare(measured, own) or not own else own[0]
+
+    def _compare(self, choices: tuple[Position, ...], own: tuple[Plan, ...]) -> bool:
+        """Tell whether these positions, which all that members draw by themselves must be among, were measured alike."""
+        return {choice.plan for choice in choices} >= set(own) and len({choice.samples for choice in choices}) == 1
 
     def _own(self, steps: int) -> tuple[Plan, ...]:
         """The plans of one member: of the student of so many steps, else the teacher; and of the one for the whole dial."""

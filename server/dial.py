@@ -245,7 +245,7 @@ class Dial:
         """The way of an explicit `steps`. Raises StepsNotServed, FieldRefused."""
         if steps not in self.positions:
             raise StepsNotServed(steps, tuple(self.positions))
-        ways = of_kind((way for way in self._ways if way.steps == steps), request.plan or "dedicated")
+        ways = of_kind((way for way in self._ways if way.steps == steps), request.plan)
         if not ways:
             raise FieldRefused(
                 "plan", f"plan is searched; of {steps} steps none was measured, allowed are dedicated and auto"

@@ -11,7 +11,7 @@ from diffusion.frontier import Position, Source
 from diffusion.plans import Plan
 
 Kind = Literal["dedicated", "searched", "auto"]
-"""dedicated: the way that a position has by default. searched: what a search found. auto: whichever measured best."""
+"""dedicated: one network, where there is one for the position. searched: what a search found. auto: whichever measured best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Way:
     """Where the plan comes from."""
     is_default: bool
     """Whether a request for so many steps gets it unless it says otherwise."""
+    is_dedicated: bool
+    """Whether it is what the network of so many steps draws, where there is one."""
     measured: Position | None
     """What was measured of it; None where nobody measured."""
     comparable: bool
@@ -61,12 +63,15 @@ def ways_of(family: Family) -> tuple[Way, ...]:
         for plan in dict.fromkeys((default, *family.plans(steps))):
             measured = family.measured(plan)
             comparable = measured is not None and measured.samples == images
-            ways.append(Way(steps, plan, family.source(plan), plan == default, measured, comparable))
+            dedicated = plan == family.dedicated(steps)
+            ways.append(Way(steps, plan, family.source(plan), plan == default, dedicated, measured, comparable))
     return tuple(ways)
 
 
-def of_kind(ways: Iterable[Way], kind: Kind) -> list[Way]:
-    """Return the ways that a request's `plan` allows."""
-    if kind == "dedicated":
+def of_kind(ways: Iterable[Way], kind: Kind | None) -> list[Way]:
+    """Return the ways that a request's `plan` allows; the defaults if it says nothing."""
+    if kind is None:
         return [way for way in ways if way.is_default]
+    if kind == "dedicated":
+        return [way for way in ways if way.is_dedicated]
     return [way for way in ways if kind == "auto" or way.source == "searched"]

@@ -28,13 +28,13 @@ def endings(plan: Plan, students: tuple[Student, ...]) -> dict[Plan, int]:
 
 
 def leavable(family: Family, students: tuple[Student, ...], limit: int) -> list[Position]:
-    """Return the measured positions of 2 to `limit` evaluations that images may leave: the default plan, and the searched."""
+    """Return the measured positions of 2 to `limit` evaluations that images may leave: one network's, and the searched."""
     return [
         position
         for steps in family.positions
         for position in family.choices(steps)
         if 1 < steps <= limit and composition_of(position.plan, students)
-        if position.plan == family.positions[steps] or position.source == "searched"
+        if position.plan == family.dedicated(steps) or position.source == "searched"
     ]
 
 
