@@ -7,6 +7,7 @@ from diffusion.family import Family
 from diffusion.frontier import Frontier, Measure, Position, Rescue, Source
 from training.composition import students_of, words
 from training.datasets import DataError
+from training.rescues import endings
 
 
 def dial_table(family: Family) -> str:
@@ -129,13 +130,11 @@ def rescues_table(family: Family) -> str:
     ]
     shown = []
     for rescue in frontier.rescues:
-        offered = family.positions.get(rescue.steps)  # none, once the member is gone that its plan ran on
-        position = family.measured(offered) if offered else None
-        pairs = enumerate(zip(rescue.plan.hops, position.plan.hops, strict=False)) if position else ()
-        taken = next((at for at, (ours, theirs) in pairs if ours != theirs), 0)
-        ending = {(hop.member, hop.segments) for hop in rescue.plan.hops[taken:]}
-        if not position or position.source == "searched" or not taken or len(ending) > 1:
-            continue  # what a searched plan's images do, which may have begun like those of the default one
+        offered = rescue.steps in family.positions  # not, once the member is gone that its plan ran on
+        position = family.measured(family.dedicated(rescue.steps)) if offered else None
+        taken = endings(position.plan, students).get(rescue.plan) if position else None
+        if not position or position.source == "searched" or not taken:
+            continue  # what a searched plan's images do
         shown.append(rescue)
         cells = (
             str(rescue.steps),

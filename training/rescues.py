@@ -1,4 +1,4 @@
-"""`stepdial evaluate --rescues`: what an image gives that leaves its plan at a segment boundary and ends on a coarser student."""
+"""`stepdial evaluate --rescues`: what an image gives that leaves its plan at a segment boundary and ends in fewer hops."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from diffusion.files import write_json
 from diffusion.frontier import Frontier, Measure, Position, Rescue
 from diffusion.manifest import FRONTIER
 from diffusion.plans import Plan
-from training.composition import Student, combinable, compose, composition_of, time_after
+from training.composition import Student, combinable, compose, composition_of, shortest, time_after
 from training.evaluate import comparable, provenance_of
 from training.members import locked
 from training.scores import Quality, Scorer, evaluations
 
 
 def endings(plan: Plan, students: tuple[Student, ...]) -> dict[Plan, int]:
-    """Return every way to end a plan early on one student, with the hops taken before: from each boundary, in fewer hops."""
+    """Return the ways to end a plan early, with the hops taken before: from each boundary, on one student or the shortest way."""
     composition = composition_of(plan, students) or ()
     found: dict[Plan, int] = {}
     for taken in range(1, len(composition)):
         t = time_after(composition[:taken])
-        for student in students:
-            finish = student.finish(t)
+        known = any(student.knows(t) for student in students)
+        for finish in (*(student.finish(t) for student in students), *([shortest(students, t)] if known else [])):
             if len(finish) < len(composition) - taken:
                 found.setdefault(compose((*composition[:taken], *finish)), taken)
     return found
