@@ -79,7 +79,7 @@ prometheus:
 
 # the tests of docker-compose.yml want Docker Compose 2, but no Docker engine; where it cannot be had they say so (and fail if CI=true)
 compose:
-	@if ! docker compose version >/dev/null 2>&1 && ! command -v docker-compose >/dev/null \
+	@if ! docker compose version >/dev/null 2>&1 && ! docker-compose version --short 2>/dev/null | grep -q '^v\?2' \
 	  && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing docker compose for the tests of docker-compose.yml"; \
 	  tests/deploy/install-compose.sh >/dev/null || echo "docker compose could not be installed"; \

@@ -61,15 +61,19 @@ class Family:
         """Dial position -> the plan it runs by default, rising; every position of a member or of the frontier.
 
         That is the nearest to real images of what draws it, searched plans too, if all were measured on equal numbers of
-        images; else what `dedicated` says.
+        images and it draws what was asked for as often; else what `dedicated` says.
         """
         offered = {steps for member in self.manifest.members for steps in member.positions}
         offered |= {position.steps for position in self.frontier.positions} if self.frontier else set()
         return {steps: self._default(steps) for steps in sorted(offered)}
 
     def _default(self, steps: int) -> Plan:
-        choices = self.choices(steps)
-        return choices[0].plan if self._compare(choices, self._own(steps)) else self.dedicated(steps)
+        choices, dedicated = self.choices(steps), self.dedicated(steps)
+        if not self._compare(choices, self._own(steps)):
+            return dedicated
+        best, own = choices[0].agreement, next(one.agreement for one in choices if one.plan == dedicated)
+        less = best and own and best.mean + best.spread < own.mean - own.spread
+        return dedicated if less else choices[0].plan
 
     def dedicated(self, steps: int) -> Plan:
         """Return the plan that one member draws a position by.

@@ -85,7 +85,7 @@ class Position(_Judged):
 
 
 class Rescue(_Judged):
-    """What an image is worth that leaves its plan at a segment boundary and finishes on a coarser student."""
+    """What an image is worth that leaves its plan at a segment boundary and ends in fewer hops."""
 
     steps: int = Field(ge=1)
     """The position that is left."""

@@ -245,7 +245,10 @@ class Dial:
         """The way of an explicit `steps`. Raises StepsNotServed, FieldRefused."""
         if steps not in self.positions:
             raise StepsNotServed(steps, tuple(self.positions))
-        ways = of_kind((way for way in self._ways if way.steps == steps), request.plan)
+        there = [way for way in self._ways if way.steps == steps]
+        ways = of_kind(there, request.plan)
+        if request.plan is None and not any(self._allows(request, way) for way in ways):
+            ways = of_kind(there, "dedicated")  # a default that was searched may not take the guidance that this takes
         if not ways:
             raise FieldRefused(
                 "plan", f"plan is searched; of {steps} steps none was measured, allowed are dedicated and auto"

@@ -49,8 +49,8 @@ class GenerateRequest(BaseModel):
     then is refused at once (429); what is not drawn by then after all is dropped (504)."""
     plan: Literal["dedicated", "searched", "auto"] | None = None
     """Which networks take the steps. dedicated: the student of so many steps, where there is one. searched: the best plan
-    that a search found. auto: whichever was measured to be best. Default: for a number of steps what /models calls its
-    default, which is the best too where all that draws it was measured alike; else auto."""
+    that a search found. auto: whichever was measured to be best. Default: for a number of steps the plan that /models
+    lists for it, the best where all that draws it was measured alike; else auto."""
     allow_degrade: StrictBool | None = None
     """Whether a crowded server or a close deadline may give fewer steps than asked for, which the answer then says.
     Default: only with steps: auto."""

@@ -11,7 +11,8 @@ from diffusion.frontier import Position, Source
 from diffusion.plans import Plan
 
 Kind = Literal["dedicated", "searched", "auto"]
-"""dedicated: one network, where there is one for the position. searched: what a search found. auto: whichever measured best."""
+"""dedicated: one network, where there is one for the position. searched: what a search found. auto: whichever measured best.
+None, of a request: a position's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ class Way:
         )
 
     def rank(self, guidance: float | None) -> tuple[bool, float, bool]:
-        """Return what orders ways of one position, the best first: by distance, and of those that do not compare the default."""
+        """Return what orders ways of one position, the best first: by distance, and of those that do not compare the dedicated."""
         compares = self.compares_at(guidance)
-        return not compares, self.distance if compares else 0.0, not self.is_default
+        return not compares, self.distance if compares else 0.0, not self.is_dedicated
 
 
 def ways_of(family: Family) -> tuple[Way, ...]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffusion.family import Family
 from diffusion.files import write_json
 from diffusion.frontier import Measure, Provenance
-from training.composition import NOISE, Composition, combinable, compose, words
+from training.composition import NOISE, Composition, combinable, compose, composition_of, students_of, words
 from training.evaluate import keep, position_of, provenance_of, summary
 from training.results import Extent, check_overwrite, read_result
 from training.scores import Quality, Scorer
@@ -127,6 +127,7 @@ class Confirmation:
         self.search, self.finalists, self.floor = search, finalists, floor
         self.scorer: Scorer = search.scorer
         self.family: Family = search.scorer.family
+        self.students = students_of(self.family.manifest)
 
     def run(self) -> SearchRecord:
         """Measure the finalists of each number of evaluations and write the best into the family's frontier.
@@ -139,11 +140,16 @@ class Confirmation:
         return self._record(tuple(found))
 
     def candidates(self, evaluations: int) -> list[Composition]:
-        """Return the search's best plans of so many evaluations, and with them every student's own."""
+        """Return the search's best plans of so many evaluations, every student's own, and what was found before, if it compares."""
         scores = self.search.scores
         best = sorted((c for c in scores if len(c) == evaluations), key=lambda composition: scores[composition])
         own = [s.finish(NOISE) for s in self.search.breadth.students if s.segments == evaluations]
-        return list(dict.fromkeys(best[: self.finalists] + own))
+        before = [
+            found
+            for choice in self.family.choices(evaluations)
+            if (found := composition_of(choice.plan, self.students)) and self._known(found)
+        ]
+        return list(dict.fromkeys(best[: self.finalists] + own + before))
 
     def _decide(self, evaluations: int) -> list[Finalist]:
         """Measure the candidates of one number of evaluations, keep the best, and return all, best first."""
@@ -181,7 +187,7 @@ class Confirmation:
             known = self.family.measured(plan) if self._known(composition) else None
             evaluation = self.scorer.evaluation
             position = known or position_of(self.family, plan, measured[composition], self.floor, evaluation)
-            print(summary(position), " ", words(plan, self.search.breadth.students))
+            print(summary(position), " ", words(plan, self.students))
             positions.append(position)
         keep(
             self.family,
@@ -197,7 +203,7 @@ class Confirmation:
     def _finalist(self, candidate: Composition, quality: Quality, chosen: bool) -> Finalist:
         return Finalist(
             **self._scored(candidate).model_dump(),
-            in_words=words(compose(candidate), self.search.breadth.students),
+            in_words=words(compose(candidate), self.students),
             confirmed=quality.frechet,
             agreement=quality.agreement,
             agreement_held_out=quality.agreement_held_out,

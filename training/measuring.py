@@ -60,7 +60,7 @@ class Evaluate(Command):
     search_finalists: int = Field(default=3, ge=1)
     """Plans of each number of evaluations that are confirmed, beside the students' own."""
     rescues: bool = False
-    """Instead, or then: measure what images give that leave a measured position early and end on a coarser student."""
+    """Instead, or then: measure what images give that leave a measured position early and end in fewer hops."""
     samplers: bool = False
     """Instead, or then: measure the teacher under every sampling rule, on every grid of times, guided and unguided."""
     sampler_evaluations: str = "4,8,16,32,64"

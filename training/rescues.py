@@ -22,7 +22,7 @@ def endings(plan: Plan, students: tuple[Student, ...]) -> dict[Plan, int]:
         t = time_after(composition[:taken])
         known = any(student.knows(t) for student in students)
         for finish in (*(student.finish(t) for student in students), *([shortest(students, t)] if known else [])):
-            if len(finish) < len(composition) - taken:
+            if len(finish) < len(composition) - taken and finish[0] != composition[taken]:
                 found.setdefault(compose((*composition[:taken], *finish)), taken)
     return found
 
@@ -69,7 +69,7 @@ def measure_rescues(scorer: Scorer, limit: int) -> Frontier | None:
     frontier = None
     for steps in sorted({position.steps for position in positions}):
         rows = [row for p in positions if p.steps == steps for row in rescue(scorer, p, students, floor)]
-        rows = list({row.plan: row for row in rows}.values())  # the default plan and the searched may begin alike
+        rows = list({row.plan: row for row in rows}.values())  # one network's plan and the searched may begin alike
         print(f"{steps:4d} steps  {len(rows)} ways to leave early")
         frontier = keep_rescues(scorer, steps, rows)
     return frontier

@@ -57,7 +57,7 @@ class Breadth:
         return next((way for way in ways if taken + len(way) <= self.limit), ())
 
     def children(self, taken: int, t: Fraction) -> list[Landing]:
-        """Return the next hops of a prefix of `taken` evaluations at time t that can end within the limit."""
+        """Return the next hops of a prefix of `taken` evaluations at time t that `finish` has room for."""
         return [one for one in landings(self.students, t) if not one.s or self.finish(taken + 1, one.s)]
 
     def scored(self, taken: int, t: Fraction) -> Composition:

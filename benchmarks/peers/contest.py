@@ -69,7 +69,7 @@ async def contest(
         device=f"{provenance.processor()}, {len(os.sched_getaffinity(0))} cores",
         versions=_versions(environment),
         family=family.name,
-        networks={str(steps): "+".join(family.positions[steps].members) for steps in POSITIONS},
+        networks={str(steps): "+".join(family.dedicated(steps).members) for steps in POSITIONS},
         seconds=seconds,
         slo=SLO,
         rounds=tuple(found),

@@ -26,7 +26,7 @@ BATCH_SECONDS = 0.005
 
 
 class Painter:
-    """Draws batches of wishes with a family's default plans, on the CPU, and encodes them."""
+    """Draws batches of wishes, each on one network of a family, on the CPU, and encodes them."""
 
     def __init__(self, folder: Path, *, members: Sequence[str] | None = None):
         """Open the family and load the networks that its plans visit. Raises FamilyError.
@@ -34,7 +34,7 @@ class Painter:
         members: names of those to load, where not all are wanted at once.
         """
         self.family = open_family(folder)
-        self.plans = {steps: self.family.positions[steps] for steps in POSITIONS}
+        self.plans = {steps: self.family.dedicated(steps) for steps in POSITIONS}
         wanted = {member for plan in self.plans.values() for member in plan.members}
         self._networks: dict[str, Network] = {
             name: self.family.network(name) for name in wanted & set(members or wanted)

@@ -67,12 +67,14 @@ class PeerClient(Client):
     def __init__(self, url: str, peer: Peer, family: Family):
         """Talk to a peer that serves the family at this URL."""
         super().__init__(url)
-        self._peer, self._plans = peer, family.positions
+        self._peer, self._family = peer, family
 
     async def post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Send a request for images, as `Client.post` does."""
-        headers = {MODEL_HEADER: self._plans[body["steps"]].members[0]} if self._peer.names_network else {}
-        content = {"wishes": [body]} if self._peer.in_lists else body
+        network = self._family.dedicated(body["steps"]).members[0]
+        headers = {MODEL_HEADER: network} if self._peer.names_network else {}
+        wish = {**body, "plan": "dedicated"}  # as the painter draws
+        content = {"wishes": [wish]} if self._peer.in_lists else wish
         status, found, data = await self.ask("POST", "/generate", json=content, headers=headers)
         if self._peer.in_lists and status == 200:
             data = json.dumps(json.loads(data)[0]).encode()

@@ -15,4 +15,4 @@ apt() {
 apt update
 cd "$room"
 apt download docker-compose
-dpkg --install docker-compose_*.deb
+dpkg --install docker-compose_*.deb || { dpkg --remove docker-compose; exit 1; }

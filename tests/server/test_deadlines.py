@@ -205,7 +205,7 @@ def searched(family: Family) -> Family:
     assert family.frontier
     four = Plan(hops=(*student_plan("student-4", 4).hops[:3], Hop(member="student-1", t=0.25, s=0.0)))
     three = Plan(hops=(*student_plan("student-4", 4).hops[:2], Hop(member="student-2", t=0.5, s=0.0)))
-    first = family.frontier.positions[0]
+    first = next(position for position in family.frontier.positions if position.steps == 4)
     rows = [
         first.model_copy(update={"steps": plan.steps, "plan": plan, "source": "searched", "frechet": frechet})
         for plan, frechet in ((three, Measure(mean=14, spread=0.1)), (four, Measure(mean=9, spread=0.1)))
@@ -234,6 +234,17 @@ def test_a_way_that_was_measured_on_other_numbers_of_images_is_not_taken_for_the
         assert desk.ask(PROMPT | {"steps": 4}).json()["student"] == "student-4"
         assert desk.ask(PROMPT | {"steps": 4, "plan": "auto"}).json()["student"] == "student-4"
         assert desk.ask(PROMPT | {"steps": 4, "plan": "searched"}).json()["student"] == "student-4+student-1"
+
+
+def test_a_plan_that_draws_what_was_asked_for_less_often_is_not_the_default(family: Family) -> None:
+    found = searched(family)
+    assert found.frontier
+    *others, four = found.frontier.positions
+    obeyed = {"agreement": Measure(mean=0.5, spread=0.01)}
+    less = found.frontier.model_copy(update={"positions": (*others, four.model_copy(update=obeyed))})
+    with Desk(Family(family.folder, family.manifest, less)) as desk:
+        assert desk.ask(PROMPT | {"steps": 4}).json()["student"] == "student-4"
+        assert desk.ask(PROMPT | {"steps": 4, "plan": "auto"}).json()["student"] == "student-4+student-1"
 
 
 def test_asking_what_would_be_drawn_moves_no_brown_out(family: Family) -> None:

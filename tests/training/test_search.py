@@ -328,6 +328,11 @@ def test_the_dial_is_searched_confirmed_left_early_reported_and_drawn(
     assert looked_at[:2] == every[:2] and 0 < looked_at[2] <= every[2]
     assert not list((tmp_path / "runs").rglob("*.npz")) and not list((tmp_path / "runs").rglob("*.jsonl"))
 
+    found = family.choices(3)[0]
+    assert not call(monkeypatch, "evaluate", *asked, "--search", *search, "--search-members", "student-1,student-2")
+    kept = open_family(folder).choices(3)[0]  # a search over fewer does not lose what was nearer
+    assert kept.frechet.mean <= found.frechet.mean and (kept == found or kept.frechet.mean < found.frechet.mean)
+
     assert not call(monkeypatch, "evaluate", *asked, "--positions", 4)
     assert not call(monkeypatch, "evaluate", *asked, "--rescues", "--search-limit", 4)
     family = open_family(folder)
