@@ -61,11 +61,12 @@ def ways_of(family: Family) -> tuple[Way, ...]:
     images = mode(position.samples for position in family.frontier.positions) if family.frontier else 0
     ways = []
     for steps, default in family.positions.items():
+        dedicated = family.dedicated(steps)
         for plan in dict.fromkeys((default, *family.plans(steps))):
             measured = family.measured(plan)
             comparable = measured is not None and measured.samples == images
-            dedicated = plan == family.dedicated(steps)
-            ways.append(Way(steps, plan, family.source(plan), plan == default, dedicated, measured, comparable))
+            source = family.source(plan)
+            ways.append(Way(steps, plan, source, plan == default, plan == dedicated, measured, comparable))
     return tuple(ways)
 
 

@@ -77,7 +77,8 @@ class Breadth:
                 for one in self.children(taken, t):
                     known = (one,) == self.scored(taken, t)
                     evaluations += count * (bool(one.s) + (0 if known else len(self.finish(taken + 1, one.s)) or 1))
-                    following[one.s] += count if one.s else 0
+                    if one.s:
+                        following[one.s] += count
             following = Counter({s: min(count, self.kept(taken + 1)) for s, count in following.items()})
             held = max(held, level.total() + following.total())
             level = following

@@ -47,7 +47,7 @@ class Report(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     students: Path = STUDENTS
-    """File of the contest with the family's default networks."""
+    """File of the contest with one network for each position."""
     whole: Path = WHOLE
     """File of the contest with the student for the whole dial alone."""
     file: Path = ROOT / "docs" / "performance.md"

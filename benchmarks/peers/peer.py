@@ -67,12 +67,12 @@ class PeerClient(Client):
     def __init__(self, url: str, peer: Peer, family: Family):
         """Talk to a peer that serves the family at this URL."""
         super().__init__(url)
-        self._peer, self._family = peer, family
+        self._peer = peer
+        self._networks = {steps: family.dedicated(steps).members[0] for steps in family.positions}
 
     async def post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Send a request for images, as `Client.post` does."""
-        network = self._family.dedicated(body["steps"]).members[0]
-        headers = {MODEL_HEADER: network} if self._peer.names_network else {}
+        headers = {MODEL_HEADER: self._networks[body["steps"]]} if self._peer.names_network else {}
         wish = {**body, "plan": "dedicated"}  # as the painter draws
         content = {"wishes": [wish]} if self._peer.in_lists else wish
         status, found, data = await self.ask("POST", "/generate", json=content, headers=headers)

@@ -10,7 +10,7 @@ from benchmarks.peers.result import Bout, Contest
 from benchmarks.tables import fill, table
 
 Contests = Mapping[str, Contest]
-"""By the name of the family's variant: students (its default networks), whole (the student for the whole dial alone)."""
+"""By the name of the family's variant: students (one for each position), whole (the student for the whole dial alone)."""
 MIXED = "32 clients, 1 to 16 steps"
 
 
